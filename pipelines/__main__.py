@@ -1,0 +1,59 @@
+"""python -m pipelines convert SOURCE OUT | inspect STORE | verify STORE"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from pipelines.convert import ENCODINGS, convert
+from pipelines.errors import exit_code
+from pipelines.sources import find
+from pipelines.store import Store
+
+
+def cache_folder() -> Path:
+    """Where downloads and converted sources are kept: $TENFOLD_CACHE, else ~/.cache/tenfold."""
+    return Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
+
+
+def describe(store: Store) -> dict:
+    """What a store holds, as plain values."""
+    return {
+        "path": str(store.path),
+        "bytes": store.path.stat().st_size,
+        "encoding": store.encoding,
+        "height": store.height,
+        "width": store.width,
+        "channels": store.channels,
+        "classes": list(store.classes),
+        "images": {split: store.count(split) for split in store.splits},
+        "mean": store.mean,
+        "std": store.std,
+        "source": store.source,
+        "sha256": store.sha256,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description="Make and check stores.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("convert", help="write a store of a source")
+    make.add_argument("source", help="cifar10, cifar100, shapes, or a path: archive, image folder or tar")
+    make.add_argument("out", help="the store to write, a .safetensors file")
+    make.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw pixels, or the JPEGs' own bytes (default raw)")
+    for name, text in (("inspect", "print what a store holds, as JSON"), ("verify", "check a store's every byte")):
+        commands.add_parser(name, help=text).add_argument("store")
+    arguments = parser.parse_args()
+    if arguments.command == "convert":
+        convert(find(arguments.source, cache_folder()), arguments.out, arguments.encoding)
+        print(f"{arguments.out}: {Path(arguments.out).stat().st_size:,} bytes")
+    elif arguments.command == "inspect":
+        print(json.dumps(describe(Store(arguments.store)), indent=1))
+    else:
+        Store(arguments.store).verify()
+        print(f"{arguments.store}: every tensor matches its checksum")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,75 @@
+"""The oracle: the plan applied one image at a time, with nothing but NumPy. Slow and obviously right.
+
+Shapes: image_HWC uint8, images_BHWC uint8, batch [B,C,H,W] in channels_last memory order.
+"""
+
+import numpy as np
+import torch
+
+from pipelines.plan import Plan, Policy
+from pipelines.store import Store, read
+
+PAD_MODES = {"zero": "constant", "mean": "constant", "reflect": "reflect"}
+
+
+def mean_pixel(store: Store) -> np.ndarray:
+    """uint8[C]: the train split's mean colour, what cutout and mean padding fill in."""
+    return np.rint(np.array(store.mean) * 255).astype(np.uint8)
+
+
+def table(store: Store, dtype: torch.dtype) -> torch.Tensor:
+    """[256, C] of `dtype`: the normalised value (v / 255 - mean) / std of every pixel value v.
+
+    Computed in float64 and rounded once, so a lookup is the exact normalisation.
+    """
+    values = torch.arange(256, dtype=torch.float64)[:, None] / 255
+    return ((values - torch.tensor(store.mean, dtype=torch.float64)) / torch.tensor(store.std, dtype=torch.float64)).to(dtype)
+
+
+def augment(image: np.ndarray, policy: Policy, fill: np.ndarray, flip, dy, dx, cut_y, cut_x) -> np.ndarray:
+    """uint8[H,W,C] from uint8[H,W,C]: shift, then flip, then cutout. `fill` is uint8[C], the mean colour."""
+    height, width, channels = image.shape
+    reach = policy.translate
+    planes = []
+    for c in range(channels):
+        value = {"constant_values": int(fill[c])} if policy.padding == "mean" else {}
+        planes.append(np.pad(image[:, :, c], reach, mode=PAD_MODES[policy.padding], **value))
+    padded = np.stack(planes, axis=-1)
+    out = padded[reach + dy : reach + dy + height, reach + dx : reach + dx + width].copy()
+    if flip:
+        out = out[:, ::-1].copy()
+    out[cut_y : cut_y + policy.cutout, cut_x : cut_x + policy.cutout] = fill
+    return out
+
+
+def pixels(store: Store, plan: Plan, split: str, epoch: int, ids: np.ndarray) -> np.ndarray:
+    """uint8[B,H,W,C]: samples `ids` as the plan treats them in `epoch`, before normalisation."""
+    images, fill = store.images(split), mean_pixel(store)
+    rows = zip(ids, *plan.augmentation(epoch, ids))
+    return np.stack([augment(images[i], plan.policy, fill, *choices) for i, *choices in rows])
+
+
+class Reference:
+    """The contract, in the plainest way; see `pipelines.Pipeline`."""
+
+    def __init__(self, store: Store, split: str, plan: Plan, device: torch.device, dtype: torch.dtype):
+        self.store, self.split, self.plan = store, split, plan
+        self.device, self.dtype = device, dtype
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def epoch(self, epoch: int, start: int = 0):
+        lookup, channels = table(self.store, self.dtype), torch.arange(self.store.channels)
+        labels = self.store.labels(self.split)
+        for ids in self.plan.batches(epoch, start):
+            batch = torch.from_numpy(pixels(self.store, self.plan, self.split, epoch, ids).astype(np.int64))
+            images = lookup[batch, channels].permute(0, 3, 1, 2)
+            yield images.to(self.device), torch.from_numpy(labels[ids]).to(self.device)
+
+
+def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False):
+    """Open the reference; arguments as in `pipelines.open`."""
+    store = read(store)
+    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
+    return Reference(store, split, plan, torch.device(device), dtype)
