@@ -43,6 +43,13 @@ def names() -> list[str]:
     return [f.stem for f in files if f.stem != "__init__" and "\ndef open(" in f.read_text(encoding="utf-8")]
 
 
+def load(name: str):
+    """The module of a pipeline. Raises `InputError` for an unknown name, `NotInstalled` without its library."""
+    if name not in names():
+        raise InputError(f"pipeline {name!r}: choose one of {', '.join(names())}")
+    return importlib.import_module(f"pipelines.{name}")
+
+
 def open(name: str, store, split: str = "train", **options) -> Pipeline:
     """Open the pipeline `name` on a store.
 
@@ -59,6 +66,4 @@ def open(name: str, store, split: str = "train", **options) -> Pipeline:
     Raises `InputError` for an unknown name, an unreadable store, or what the loader cannot do, and
     `NotInstalled` where its library is absent.
     """
-    if name not in names():
-        raise InputError(f"pipeline {name!r}: choose one of {', '.join(names())}")
-    return importlib.import_module(f"pipelines.{name}").open(store, split, **options)
+    return load(name).open(store, split, **options)

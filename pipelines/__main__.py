@@ -2,19 +2,13 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from pipelines.convert import ENCODINGS, convert
 from pipelines.errors import exit_code
 from pipelines.sources import find
-from pipelines.store import Store
-
-
-def cache_folder() -> Path:
-    """Where downloads and converted sources are kept: $TENFOLD_CACHE, else ~/.cache/tenfold."""
-    return Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
+from pipelines.store import Store, cache_folder
 
 
 def describe(store: Store) -> dict:

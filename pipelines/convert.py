@@ -1,6 +1,8 @@
 """source → store: decode every image once, measure mean and std, write one file."""
 
 import io
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +11,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipelines.errors import InputError
+from pipelines.pictures import blank, decode, split_jpeg
 from pipelines.sources import Item, Source
-from pipelines.store import decode, split_jpeg, write
+from pipelines.store import is_utf8, write
 
 ENCODINGS = ("raw", "jpeg")
-LARGEST = 512  # pixels a side: what is meant by small images
 QUALITY = 95  # of pictures that were no JPEGs, with encoding "jpeg"
 
 
@@ -28,12 +30,13 @@ def convert(source: Source, out: str | Path, encoding: str = "raw") -> None:
     if encoding not in ENCODINGS:
         raise InputError(f"encoding {encoding!r}: choose one of {', '.join(ENCODINGS)}")
     out = Path(out)
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder: make it, or name another")
+    check_place(out)
     tensors, size, mean, std = {}, None, None, None
     for split, (count, items) in source.splits.items():
         bar = tqdm(items(), desc=f"{source.name} {split}", total=count, unit=" images", disable=None, leave=False)
-        pixels, labels, files = _gather(bar, count, size, keep_files=encoding == "jpeg")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd files: what matters is an error here
+            pixels, labels, files = _gather(bar, count, size, keep_files=encoding == "jpeg")
         size = pixels.shape[1:]
         if split == "train":
             mean, std = statistics(pixels)
@@ -45,39 +48,54 @@ def convert(source: Source, out: str | Path, encoding: str = "raw") -> None:
     write(out, tensors, encoding=encoding, **shape, classes=source.classes, mean=mean, std=std, source=source.name)
 
 
+def check_place(out: Path) -> None:
+    """Raise `InputError` where no store can be written, before there is any work to lose."""
+    if not os.path.isdir(out.parent):
+        raise InputError(f"{out.parent}: no such folder: make it, or name another")
+    if out.suffix != ".safetensors":  # a source named by mistake stays whole
+        raise InputError(f"{out}: name the store with the ending .safetensors")
+    if not is_utf8(str(out)):  # safetensors opens no such path
+        raise InputError(f"{out}: the store's path is not UTF-8: name another")
+    if os.path.isdir(out) or not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out}: cannot be written: name another place")
+
+
 def _gather(items: Iterator[Item], count: int, size, keep_files: bool) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     """(uint8[N,H,W,3], int64[N], files) of a split; `size` is what an earlier split has, or None."""
-    pixels, labels, files = None, np.empty(count, np.int64), []
-    i = -1
-    for i, item in enumerate(items):
-        file = item.picture
-        if not isinstance(file, bytes) and keep_files:
-            file = _encode(file)
-        picture = _decode(file, item.where) if isinstance(file, bytes) else file
-        if keep_files and file[:2] != b"\xff\xd8":
-            file = _encode(picture)
-            picture = _decode(file, item.where)
+    pixels, labels, files = None, np.empty(count, np.int64), [b""] * count
+    done = 0
+    for item in items:
+        picture, file = _picture(item, keep_files)
         size = size or picture.shape
         if picture.shape != size:
             shapes = " and ".join(f"{s[1]}x{s[0]}" for s in (picture.shape, size))
             raise InputError(f"{item.where}: images of two sizes, {shapes} pixels: resize them to one size first")
         if pixels is None:
-            if max(size) > LARGEST:
-                raise InputError(f"{item.where}: {size[1]}x{size[0]} pixels: resize to at most {LARGEST} a side first")
-            pixels = np.empty((count, *size), np.uint8)
-        pixels[i], labels[i] = picture, item.label
-        if keep_files:
-            files.append(file)
-    if i + 1 != count or not count:
-        raise InputError(f"the source says {count} images and gave {i + 1}: it changed while it was read, convert it again")
+            pixels = blank((count, *size), item.where)
+        pixels[item.place], labels[item.place], files[item.place] = picture, item.label, file
+        done += 1
+    if done != count or not count:
+        raise InputError(f"the source says {count} images and gave {done}: it changed while it was read, convert it again")
     return pixels, labels, files
+
+
+def _picture(item: Item, keep_file: bool) -> tuple[np.ndarray, bytes]:
+    """(uint8[H,W,3], JPEG file or b"") of an item; the pixels are always those that the file decodes to."""
+    file = item.picture
+    picture = _decode(file, item.where) if isinstance(file, bytes) else file
+    if not keep_file:
+        return picture, b""
+    if isinstance(file, bytes) and file[:2] == b"\xff\xd8":
+        return picture, file
+    file = _encode(picture)
+    return _decode(file, item.where), file
 
 
 def _decode(data: bytes, where: str) -> np.ndarray:
     try:
         return decode(data)
     except Exception as error:  # Pillow's many decoders raise many kinds; all mean one thing here
-        raise InputError(f"{where}: cannot be read as an image ({str(error).split(' <')[0]}): mend or remove it") from None
+        raise InputError(f"{where}: cannot be read as an image ({str(error).split(' <')[0]}): mend, resize or remove it") from None
 
 
 def _encode(picture: np.ndarray) -> bytes:

@@ -7,6 +7,10 @@ from collections.abc import Callable
 class InputError(ValueError):
     """Bad input or a missing part. The message is one line: what, where, and what to do about it."""
 
+    def __str__(self) -> str:
+        """One line even where a file's name or a library's reason has several."""
+        return " ".join(super().__str__().splitlines())
+
 
 class NotInstalled(InputError, ImportError):
     """A pipeline's own library is absent. The message says how to install it."""

@@ -18,6 +18,7 @@ interval", 2019), whose bias is below n / 2**32.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ def mix(x):
 
 def key(salt: int, seed: int, epoch: int, stream: int) -> int:
     """The 32-bit key of one random choice in one epoch."""
+    seed, epoch = index(seed), index(epoch)  # Python integers: NumPy's would overflow
     return mix(mix(mix(salt ^ seed) ^ epoch) ^ stream)
 
 
@@ -68,6 +70,20 @@ def unit(hashes: np.ndarray) -> np.ndarray:
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
     """int64[n]: the epoch's permutation of range(n), the stable argsort of the hashes of range(n)."""
     return np.argsort(hash32(seed, epoch, ORDER, np.arange(n)), kind="stable")
+
+
+def balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """int64[count], sorted: a fixed choice of samples with as many of each class as can be.
+
+    labels  int64[N]; where count is no multiple of the classes, the first classes have one more
+    """
+    if not 0 < count <= len(labels):
+        raise InputError(f"{count} images of {len(labels)}: give from 1 to {len(labels)}")
+    scattered = order(0, 0, len(labels))
+    by_class = scattered[np.argsort(labels[scattered], kind="stable")]
+    starts = np.searchsorted(labels[by_class], np.arange(labels.max() + 1))
+    rank = np.arange(len(labels)) - starts[labels[by_class]]
+    return np.sort(by_class[np.argsort(rank, kind="stable")][:count])
 
 
 @dataclass(frozen=True)
@@ -174,11 +190,11 @@ class Plan:
     def of(cls, store, split: str, policy: Policy | None, seed: int, batch_size: int, ids=None, drop_last: bool = False) -> "Plan":
         """The plan of a store's split. Without a policy, train is augmented and any other split left as it is."""
         count = store.count(split)
-        ids = np.arange(count) if ids is None else np.asarray(ids, np.int64)
-        if len(ids) == 0 or ids.min() < 0 or ids.max() >= count:
+        ids = np.arange(count) if ids is None else np.asarray(ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids) or ids.min() < 0 or ids.max() >= count:
             raise InputError(f"{store.path}: sample ids must be in [0, {count}) for {split!r}, and at least one")
         policy = policy or (Policy() if split == "train" else PLAIN)
-        return cls(policy, seed, ids, batch_size, store.height, store.width, drop_last)
+        return cls(policy, seed, ids.astype(np.int64), batch_size, store.height, store.width, drop_last)
 
     def __len__(self) -> int:
         """Steps an epoch."""

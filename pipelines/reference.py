@@ -17,13 +17,20 @@ def mean_pixel(store: Store) -> np.ndarray:
     return np.rint(np.array(store.mean) * 255).astype(np.uint8)
 
 
-def table(store: Store, dtype: torch.dtype) -> torch.Tensor:
-    """[256, C] of `dtype`: the normalised value (v / 255 - mean) / std of every pixel value v.
+def scaling(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, std): float32[C] each, in pixel values; what normalisation subtracts, and divides by."""
+    return tuple((255 * np.array(values)).astype(np.float32) for values in (store.mean, store.std))
 
-    Computed in float64 and rounded once, so a lookup is the exact normalisation.
+
+def table(store: Store, dtype: torch.dtype) -> torch.Tensor:
+    """[256, C] of `dtype`: the normalised value of every pixel value v.
+
+    In float32 it is (v - mean) * (1 / std), rounded at each of its three operations, then rounded to `dtype`.
+    The order matters to the last bit: it is the one that DALI computes, and so all pipelines agree exactly.
     """
-    values = torch.arange(256, dtype=torch.float64)[:, None] / 255
-    return ((values - torch.tensor(store.mean, dtype=torch.float64)) / torch.tensor(store.std, dtype=torch.float64)).to(dtype)
+    mean, std = scaling(store)
+    values = (np.arange(256, dtype=np.float32)[:, None] - mean) * (np.float32(1) / std)
+    return torch.from_numpy(values).to(dtype)
 
 
 def augment(image: np.ndarray, policy: Policy, fill: np.ndarray, flip, dy, dx, cut_y, cut_x) -> np.ndarray:

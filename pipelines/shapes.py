@@ -4,6 +4,8 @@ Each figure has its own place, size, angle, two colours and noise, all from the 
 machine draws the same set. Distances are signed, negative inside, in units of the figure's radius.
 """
 
+import math
+
 import numpy as np
 
 from pipelines.plan import hash32, unit
@@ -46,13 +48,13 @@ def _pictures(name: str, ids: np.ndarray) -> np.ndarray:
     return np.clip(paper + (ink - paper) * inside + noise, 0, 255).astype(np.uint8)
 
 
-def _polar(u, v):
-    return np.hypot(u, v), np.arctan2(u, -v)
-
-
 def _star(u, v):
-    r, a = _polar(u, v)
-    return r - (0.72 + 0.3 * np.cos(5 * a))
+    """Five points: the angle is folded onto half a point, whose edge is the line from (1, 0) to 0.45 at 36 degrees."""
+    r, a = np.hypot(u, v), np.arctan2(u, -v)
+    half = math.pi / 5
+    folded = abs((a + half) % (2 * half) - half)
+    along, across = 1 - 0.45 * math.cos(half), 0.45 * math.sin(half)
+    return ((r * np.cos(folded) - 1) * across + r * np.sin(folded) * along) / math.hypot(along, across)
 
 
 def _heart(u, v):

@@ -3,7 +3,8 @@
     header      JSON, as safetensors has it; its metadata (all strings) is
                   format "tenfold", version, encoding "raw" or "jpeg", height, width, channels,
                   classes, mean, std (JSON lists; fractions of 1, of the train split),
-                  source (where it came from), sha256 (JSON: tensor name to hex digest)
+                  source (where it came from), sha256 (JSON: tensor name to hex digest),
+                  header (hex digest of the file up to the tensors, with this digest as 64 zeros)
     <split>.labels   int64[N]            class of each image
     raw   <split>.images   uint8[N,H,W,C]
     jpeg  <split>.images   uint8[bytes]  the images' own data, one after another
@@ -12,25 +13,28 @@
           <split>.header_offsets int64[K+1]
           <split>.header_ids     int32[N]  header of each image; header + data is the JPEG, byte for byte
 
-Files of one encoder share their tables: the header is 623 of a CIFAR JPEG's 920 bytes, and is kept once.
+The same tensors and metadata give the same file, byte for byte. Files of one encoder share their tables:
+the header is 623 of a CIFAR JPEG's 920 bytes, and is kept once.
 """
 
 import hashlib
-import io
 import json
 import os
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.numpy
-from PIL import Image
 
 from pipelines.errors import InputError
+from pipelines.pictures import LARGEST, blank, decode
 
 VERSION = 1
+DTYPES = {"int64": "I64", "int32": "I32", "uint8": "U8"}  # as safetensors names them
+BLANK = b"0" * 64
+MOST_HEADER = 100_000_000  # bytes; safetensors refuses a longer one
 AGAIN = "convert the source again (python -m pipelines convert SOURCE OUT)"
 
 
@@ -56,34 +60,44 @@ class Store:
             self.mean, self.std = (tuple(float(v) for v in json.loads(metadata[k])) for k in ("mean", "std"))
             self.source = metadata["source"]
             self.sha256 = dict(json.loads(metadata["sha256"]))
+            self._header = str(metadata["header"]).encode()
             self.splits = tuple(sorted((n[: -len(".labels")] for n in self._tensors if n.endswith(".labels")), reverse=True))
+            self._check()
             for split in self.splits:
-                self._check(split)
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{self.path}: the store's description is damaged ({error!r}): {AGAIN}") from None
+                self._check_split(split)
+        except Exception as error:  # a header that lies can raise anything, RecursionError included
+            raise InputError(f"{self.path}: the store's description is damaged ({error!r:.200}): {AGAIN}") from None
 
-    def _check(self, split: str) -> None:
+    def _check(self) -> None:
+        """Raise `ValueError` where the metadata cannot be true of any small images."""
+        if self.encoding not in ("raw", "jpeg"):
+            raise ValueError(f"unknown encoding {self.encoding!r}")
+        if not (1 <= self.height <= LARGEST and 1 <= self.width <= LARGEST and 1 <= self.channels <= 4):
+            raise ValueError(f"{self.channels} channels of {self.height}x{self.width} pixels")
+        if self.encoding == "jpeg" and self.channels != 3:
+            raise ValueError("JPEGs are read as 3 channels")
+        fractions = all(0 <= m <= 1 for m in self.mean) and all(0 < s <= 1 for s in self.std)  # False for NaN too
+        if len(self.mean) != self.channels or len(self.std) != self.channels or not fractions:
+            raise ValueError("mean and std do not fit the channels")
+        if not self.splits:
+            raise ValueError("no split in it")
+
+    def _check_split(self, split: str) -> None:
         """Raise `ValueError` or `KeyError` where a split's tensors cannot be what the header says."""
         labels, images = self._tensors[f"{split}.labels"], self._tensors[f"{split}.images"]
         if labels.dtype != np.int64 or labels.ndim != 1 or images.dtype != np.uint8:
             raise ValueError(f"{split}: wrong dtype or shape")
-        if len(self.mean) != self.channels or len(self.std) != self.channels or not all(s > 0 for s in self.std):
-            raise ValueError("mean and std do not fit the channels")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise ValueError(f"{split}: a label has no class")
         if self.encoding == "raw":
             if images.shape != (len(labels), self.height, self.width, self.channels):
                 raise ValueError(f"{split}: images of shape {images.shape}")
-        elif self.encoding == "jpeg":
-            ids, headers = self._tensors[f"{split}.header_ids"], self._tensors[f"{split}.header_offsets"]
-            _check_offsets(self._tensors[f"{split}.offsets"], len(labels), images)
-            _check_offsets(headers, len(headers) - 1, self._tensors[f"{split}.headers"])
-            if ids.shape != labels.shape or (len(ids) and not 0 <= ids.min() <= ids.max() < len(headers) - 1):
-                raise ValueError(f"{split}: a header is missing")
-        else:
-            raise ValueError(f"unknown encoding {self.encoding!r}")
+            return
+        ids, headers = self._tensors[f"{split}.header_ids"], self._tensors[f"{split}.header_offsets"]
+        _check_offsets(self._tensors[f"{split}.offsets"], len(labels), images)
+        _check_offsets(headers, len(headers) - 1, self._tensors[f"{split}.headers"])
+        if ids.dtype != np.int32 or ids.shape != labels.shape or (len(ids) and not 0 <= ids.min() <= ids.max() < len(headers) - 1):
+            raise ValueError(f"{split}: a header is missing")
 
     def count(self, split: str) -> int:
         """Number of images in a split; raises `InputError` where the store has no such split."""
@@ -104,7 +118,7 @@ class Store:
         if self.encoding == "raw":
             return self._tensors[f"{split}.images"]
         if split not in self._decoded:
-            out = np.empty((count, self.height, self.width, self.channels), np.uint8)
+            out = blank((count, self.height, self.width, self.channels), self.path)
             for i in (progress or iter)(range(count)):
                 out[i] = self._decode(split, i)
             self._decoded[split] = out
@@ -113,7 +127,7 @@ class Store:
     def _decode(self, split: str, i: int) -> np.ndarray:
         try:
             pixels = decode(self.jpeg(split, i))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders raise many kinds; all mean one thing here
             raise InputError(f"{self.path}: image {i} of {split} cannot be decoded ({error}): {AGAIN}") from None
         if pixels.shape != (self.height, self.width, self.channels):
             raise InputError(f"{self.path}: image {i} of {split} is of shape {pixels.shape}: {AGAIN}")
@@ -129,7 +143,15 @@ class Store:
         return self._tensors[f"{split}.headers"][first:last].tobytes() + self._tensors[f"{split}.images"][begin:end].tobytes()
 
     def verify(self) -> None:
-        """Raise `InputError` unless every tensor still has the sha256 that was written beside it."""
+        """Raise `InputError` unless every tensor, and the header, still has the sha256 that was written beside it."""
+        try:
+            with self.path.open("rb") as file:
+                header = file.read(8)
+                header += file.read(min(int.from_bytes(header, "little"), MOST_HEADER))
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read any more ({error.strerror}): {AGAIN}") from None
+        if hashlib.sha256(header.replace(self._header, BLANK)).hexdigest().encode() != self._header:
+            raise InputError(f"{self.path}: damaged, its description does not match its checksum: {AGAIN}")
         if set(self.sha256) != set(self._tensors):
             raise InputError(f"{self.path}: damaged, its tensors are not those its checksums name: {AGAIN}")
         with ThreadPoolExecutor(2) as pool:  # hashlib lets go of the interpreter's lock
@@ -137,6 +159,11 @@ class Store:
         for name, digest in digests.items():
             if digest != self.sha256[name]:
                 raise InputError(f"{self.path}: damaged, tensor {name} does not match its checksum: {AGAIN}")
+
+
+def cache_folder() -> Path:
+    """Where downloads and converted sources are kept: $TENFOLD_CACHE, else ~/.cache/tenfold."""
+    return Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
 
 
 def read(store: str | Path | Store) -> Store:
@@ -149,26 +176,47 @@ def write(path: str | Path, tensors: dict[str, np.ndarray], **metadata) -> None:
 
     Checksums and version are added. Raises `InputError` where the folder cannot be written or is full.
     """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # the widest first, so that all are aligned
+    whole = {name: np.ascontiguousarray(tensors[name]) for name in names}
+    sums = json.dumps({name: _sha256(tensor) for name, tensor in whole.items()})
     described = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    sums = json.dumps({name: _sha256(tensor) for name, tensor in tensors.items()})
-    blob = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    header = {"format": "tenfold", "version": str(VERSION), "sha256": sums, **described}
-    with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(blob, header))
+    unsigned = _header(whole, {"format": "tenfold", "version": str(VERSION), "sha256": sums, "header": BLANK.decode(), **described})
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(unsigned.replace(BLANK, hashlib.sha256(unsigned).hexdigest().encode()))
+        for tensor in whole.values():
+            file.write(tensor.reshape(-1).view(np.uint8))
+
+
+def _header(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """A safetensors file up to its tensors: the header's size in 8 bytes, then JSON, padded so that 8 divides it.
+
+    Written here because the library gives its metadata another order each time, builds the file in memory
+    before it writes it, and does not say why a write failed.
+    """
+    described, at = {"__metadata__": metadata}, 0
+    for name, tensor in tensors.items():
+        end = at + tensor.nbytes
+        described[name] = {"dtype": DTYPES[tensor.dtype.name], "shape": tensor.shape, "data_offsets": (at, end)}
+        at = end
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 @contextmanager
 def replacing(path: str | Path):
     """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed when not."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder: name a file in it")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own, whoever else writes here
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}): free some room or name another folder") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}): free some room or name another folder") from None
     finally:
         try:
             temporary.unlink(missing_ok=True)
@@ -176,44 +224,34 @@ def replacing(path: str | Path):
             pass
 
 
-def decode(data: bytes) -> np.ndarray:
-    """uint8[H,W,3] of an encoded image (any format Pillow reads); raises what Pillow raises."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    """(header, data) of a JPEG, cut behind its first start-of-scan segment (ITU-T T.81, B.1.1.3).
-
-    Where the segments cannot be followed the header is empty; header + data is the file either way.
-    """
-    at = 2
-    while data[:2] == b"\xff\xd8" and data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xDA:
-            return data[:end], data[end:]
-        at = end
-    return b"", data
+def is_utf8(name: str) -> bool:
+    """Whether a name from the file system can be written in UTF-8: safetensors takes no other."""
+    return name == name.encode(errors="replace").decode()
 
 
 def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors, memory-mapped, and the metadata of a store that this code can read."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name no file system takes
         raise InputError(f"{path}: no such store: make one with python -m pipelines convert SOURCE {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != "tenfold":
-                raise InputError(f"{path}: a safetensors file, but not a Tenfold store: make one with python -m pipelines convert SOURCE OUT")
-            if metadata.get("version") != str(VERSION):
-                raise InputError(f"{path}: store format version {metadata.get('version')}, this Tenfold reads {VERSION}: upgrade Tenfold, or {AGAIN}")
+                raise InputError(f"{path}: a safetensors file, but not a Tenfold store: {AGAIN}")
+            version = str(metadata.get("version"))[:20]
+            if version != str(VERSION):
+                raise InputError(f"{path}: store format version {version}, this Tenfold reads {VERSION}: upgrade Tenfold, or {AGAIN}")
             return {name: file.get_tensor(name).numpy() for name in file.keys()}, metadata
-    except (safetensors.SafetensorError, OSError, TypeError) as error:
-        raise InputError(f"{path}: not a readable store ({error}): {AGAIN}") from None
+    except InputError:
+        raise
+    except Exception as error:  # of safetensors, of torch for a type it cannot hand to NumPy, of the system
+        raise InputError(f"{path}: not a readable store ({error!s:.200}): {AGAIN}") from None
 
 
 def _check_offsets(offsets: np.ndarray, count: int, stream: np.ndarray) -> None:
-    if offsets.shape != (count + 1,) or offsets[0] != 0 or offsets[-1] != len(stream) or (np.diff(offsets) < 0).any():
+    if offsets.dtype != np.int64 or offsets.shape != (count + 1,) or stream.dtype != np.uint8 or stream.ndim != 1:
+        raise ValueError("wrong dtype or shape")
+    if offsets[0] != 0 or offsets[-1] != len(stream) or (offsets[1:] < offsets[:-1]).any():  # a difference could overflow
         raise ValueError("offsets do not fit the images")
 
 

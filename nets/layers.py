@@ -1,0 +1,99 @@
+"""The blocks that nets are made of: four norms, and convolution + norm + ReLU.
+
+Shapes: images_NCHW, and every feature map in between, in channels_last memory order where the images are.
+"""
+
+import torch
+from torch import nn
+
+NORMS = ("batch", "ghost", "group", "layer")
+
+
+class GhostBatchNorm(nn.BatchNorm2d):
+    """Batch norm over virtual batches of at most `ghost` images (Hoffer et al. 2017, arXiv:1705.08741).
+
+    A small batch's noise in the statistics regularises; this keeps it at any batch size. A batch is cut
+    into as few parts as fit, of even size (70 images at 32: 24, 23, 23), so that a last batch which does
+    not divide leaves no part of one or two images, whose statistics would be worthless. Each part moves
+    the running statistics once, as in the paper; evaluation uses those, and is plain batch norm.
+    """
+
+    def __init__(self, channels: int, ghost: int = 32):
+        if ghost < 1:
+            raise ValueError(f"ghost {ghost}: a virtual batch needs at least one image")
+        super().__init__(channels)
+        self.ghost = ghost
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        parts = -(-len(images_NCHW) // self.ghost)
+        if not self.training or parts <= 1:
+            return super().forward(images_NCHW)
+        # Parts of a channels_last batch are channels_last, and so is their concatenation.
+        return torch.cat([nn.BatchNorm2d.forward(self, part) for part in images_NCHW.tensor_split(parts)])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ghost={self.ghost}"
+
+
+def norm(kind: str, channels: int, groups: int = 8, ghost: int = 32) -> nn.Module:
+    """A norm with 2 * channels trainable parameters, whatever its kind: parameter counts never depend on it.
+
+    batch  over the batch and the pixels, channel by channel
+    ghost  the same, over virtual batches of `ghost` images
+    group  over the pixels and channels / groups channels of one image; `groups` must divide the channels
+    layer  over all of one image: group norm with one group
+    """
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "ghost":
+        return GhostBatchNorm(channels, ghost)
+    if kind == "group":
+        return nn.GroupNorm(groups, channels)
+    if kind == "layer":
+        return nn.GroupNorm(1, channels)
+    raise ValueError(f"norm {kind!r}: choose one of {', '.join(NORMS)}")
+
+
+def block(inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, norm, ReLU and, above zero, Dropout2d; `kernel` is odd, and stride 1 keeps height and width."""
+    # The norm's own bias makes one in the convolution useless.
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    layers = [convolution, norm(norm_kind, outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else nn.Sequential(*layers)
+
+
+def point(inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0) -> nn.Sequential:
+    """The block with a 1x1 kernel: it mixes channels and sees one pixel."""
+    return block(inputs, outputs, norm_kind, dropout, kernel=1)
+
+
+def half(inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0) -> nn.Sequential:
+    """The block with stride 2: it halves height and width, rounding up."""
+    return block(inputs, outputs, norm_kind, dropout, stride=2)
+
+
+class Residual(nn.Module):
+    """x + body(x), for a body that keeps the shape."""
+
+    def __init__(self, *body: nn.Module):
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        return images_NCHW + self.body(images_NCHW)
+
+
+class MaxHead(nn.Module):
+    """Global max-pool, linear without bias, logits times `scale`: logits_NK from images_NCHW of any size.
+
+    The maximum over the pixels is far from zero, so unscaled logits would start a net sure of itself.
+    """
+
+    def __init__(self, channels: int, num_classes: int, scale: float = 0.125):
+        super().__init__()
+        self.linear = nn.Linear(channels, num_classes, bias=False)
+        self.scale = scale
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        # amax, since the gradient of AdaptiveMaxPool2d is not deterministic on a GPU.
+        return self.linear(images_NCHW.amax((2, 3))) * self.scale

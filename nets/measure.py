@@ -1,0 +1,156 @@
+"""What a net costs and sees: parameters, multiply-adds, receptive field, layer by layer.
+
+Shapes: `shape` is (C, H, W) of one image; images_NCHW in, logits_NK out.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.flop_counter import FlopCounterMode
+
+SHAPE = (3, 32, 32)
+WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
+
+
+class Step(NamedTuple):
+    """A module that has run: the shape that it gave, and the multiply-adds of the net up to there."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    macs: int
+
+
+class Layer(NamedTuple):
+    """A leaf module as one image passes it. `sees` is its receptive field in pixels; None: the whole image."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    sees: int | None
+
+
+def parameters(net: nn.Module) -> int:
+    """The number of trainable values."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+@contextmanager
+def watched(net: nn.Module, note: Callable[[str, nn.Module, torch.Tensor], None]) -> Iterator[None]:
+    """Call note(name, module, output) each time that one of the net's leaf modules has run."""
+    leaves = [(name, module) for name, module in net.named_modules() if next(module.children(), None) is None]
+    handles = [leaf.register_forward_hook(lambda module, _, output, name=name: note(name, module, output)) for name, leaf in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace(net: nn.Module, shape: tuple[int, int, int]) -> list[Step]:
+    """The leaf modules in the order in which one image of zeros passes them, then the net itself. The net stays as it was."""
+    net, steps = copy.deepcopy(net).eval(), []
+    like = next(net.parameters())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+
+        def note(name, module, output):
+            steps.append(Step(name, module, tuple(output.shape[1:]), counter.get_total_flops() // 2))
+
+        with watched(net, note):
+            output = net(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+        note("", net, output)
+    return steps
+
+
+def output_shape(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> tuple[int, ...]:
+    """The shape of what comes out for one image: (num_classes,)."""
+    return trace(net, shape)[-1].shape
+
+
+def macs(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
+    """Multiply-adds of one image's forward pass: convolutions and matrix products, half of torch's FLOPs.
+
+    Norms, activations and pools are not counted, as in the papers that one compares with.
+    """
+    return trace(net, shape)[-1].macs
+
+
+def transparent(net: nn.Module) -> nn.Module:
+    """A copy in float64 through which every connection carries a positive gradient, so that none hides or cancels.
+
+    Weights become 1 / fan-in, norms the identity (a group norm's statistics would see the whole image),
+    and max-pools average-pools (the gradient of a maximum goes to one pixel of its window).
+    """
+    net = copy.deepcopy(net).double().cpu().eval()
+    for parameter in net.parameters():
+        parameter.data.fill_(len(parameter) / parameter.numel() if parameter.dim() else 1.0)
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
+                setattr(parent, name, nn.Identity())
+            elif isinstance(child, nn.MaxPool2d):
+                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
+            elif isinstance(child, nn.AdaptiveMaxPool2d):
+                setattr(parent, name, nn.AdaptiveAvgPool2d(child.output_size))
+    return net
+
+
+def support(map_NCHW: torch.Tensor, image: torch.Tensor) -> tuple[int, bool]:
+    """The box of input pixels that the middle pixel of a feature map depends on: its side, and whether it meets the border."""
+    height, width = map_NCHW.shape[2:]
+    (gradient,) = torch.autograd.grad(map_NCHW[0, :, height // 2, width // 2].sum(), image, retain_graph=True)
+    rows, columns = gradient[0].amax(0).nonzero(as_tuple=True)
+    low, high = min(rows.min(), columns.min()), max(rows.max(), columns.max())
+    return int(max(rows.max() - rows.min(), columns.max() - columns.min())) + 1, bool(low == 0 or high == image.shape[-1] - 1)
+
+
+def receptive_fields(net: nn.Module, channels: int = 3, limit: int = 512, last: bool = False) -> dict[str, int]:
+    """{module name: receptive field in pixels} of each convolution and pool before the global pool, or of the last alone."""
+    net, maps, size, clipped = transparent(net), {}, 64, True
+
+    def note(name, module, output):
+        if isinstance(module, WINDOWS) and output.shape[2] * output.shape[3] > 1:
+            maps[name] = output
+
+    while clipped and size < limit:
+        size *= 2
+        image = torch.ones(1, channels, size, size, dtype=torch.float64, requires_grad=True)
+        with watched(net, note):
+            net(image)
+        found = {name: support(maps[name], image) for name in (list(maps)[-1:] if last else maps)}
+        clipped = any(meets for _, meets in found.values())
+    return {name: side for name, (side, _) in found.items()}
+
+
+def receptive_field(net: nn.Module, channels: int = 3, limit: int = 512) -> int:
+    """The side, in input pixels, of the square that one pixel of the last feature map before the global pool depends on.
+
+    Found by the support of a gradient, so that branches, strides and dilation need no rules of their own. It
+    is the architecture's, whatever the weights and the image's size: 63 or more means that every last pixel
+    sees all of a 32x32 image. Tried on images of 128 pixels, 256 and so on, until it fits or they are of
+    `limit`. The net must take images of those sizes, and its max-pools must be modules.
+    """
+    return max(receptive_fields(net, channels, limit, last=True).values(), default=1)
+
+
+def layers(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> list[Layer]:
+    """The leaf modules that have parameters or change the shape, in the order in which an image passes them."""
+    fields, rows, known = receptive_fields(net, shape[0]), [], set()
+    before, spent, sees = shape, 0, 1
+    for step in trace(net, shape)[:-1]:
+        if isinstance(step.module, (nn.Linear, *WINDOWS)):
+            sees = fields.get(step.name)
+        # A module that is used twice has its parameters once.
+        count = 0 if step.name in known else parameters(step.module)
+        if count or step.shape != before or step.macs > spent:
+            rows.append(Layer(step.name, type(step.module).__name__, step.shape, count, step.macs - spent, sees))
+        known.add(step.name)
+        before, spent = step.shape, step.macs
+    return rows

@@ -1,0 +1,47 @@
+"""Encoded images: decoded with care, and JPEGs taken apart."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from pipelines.errors import InputError
+
+LARGEST = 512  # pixels a side: what is meant by small images
+
+
+def decode(data: bytes) -> np.ndarray:
+    """uint8[H,W,3] of an encoded image (any format Pillow reads); raises what Pillow raises.
+
+    Raises `ValueError`, before anything is decoded, for a large image, and for pixels of more than 8 bits,
+    which Pillow would clip.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if max(image.size) > LARGEST:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {LARGEST} a side")
+        if image.mode[0] in "IF":
+            raise ValueError(f"{image.mode} pixels, more than 8 bits a channel")
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def blank(shape: tuple[int, ...], where) -> np.ndarray:
+    """uint8 of `shape`, for a set of images; raises `InputError` where there is no room for it."""
+    try:
+        return np.empty(shape, np.uint8)
+    except (MemoryError, ValueError):
+        size = np.prod(shape, dtype=float) / 1e9
+        raise InputError(f"{where}: {size:.1f} GB of pixels do not fit in memory: use fewer or smaller images") from None
+
+
+def split_jpeg(data: bytes) -> tuple[bytes, bytes]:
+    """(header, data) of a JPEG, cut behind its first start-of-scan segment (ITU-T T.81, B.1.1.3).
+
+    Where the segments cannot be followed the header is empty; header + data is the file either way.
+    """
+    at = 2
+    while data[:2] == b"\xff\xd8" and data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xDA:
+            return data[:end], data[end:]
+        at = end
+    return b"", data

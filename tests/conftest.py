@@ -1,0 +1,73 @@
+"""Small stores for every test, and the real images where they lie beside the project."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from pipelines.convert import convert, statistics
+from pipelines.sources import find
+from pipelines.store import Store, write
+
+settings.register_profile("tenfold", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tenfold")  # the same examples every time, and nothing that depends on how busy the machine is
+
+REAL = Path(__file__).parents[2] / "shared" / "cifar10-jpeg"
+
+
+def make_store(path: Path, train: int = 37, test: int = 11, height: int = 32, width: int = 32, channels: int = 3, classes: int = 10) -> Store:
+    """A raw store of random pixels; the same arguments give the same store."""
+    rng = np.random.default_rng(train + test + height + width + channels)
+    tensors, mean, std = {}, None, None
+    for split, count in (("train", train), ("test", test)):
+        images = rng.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+        tensors |= {f"{split}.images": images, f"{split}.labels": rng.integers(0, classes, count)}
+        if split == "train":
+            mean, std = statistics(images)
+    shape = {"height": str(height), "width": str(width), "channels": str(channels)}
+    names = [f"class{i}" for i in range(classes)]
+    write(path, tensors, encoding="raw", **shape, classes=names, mean=mean, std=std, source="random")
+    return Store(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tests keep what they convert out of the user's cache, and take no data from the user's environment."""
+    before = {name: os.environ.pop(name, None) for name in ("TENFOLD_CACHE", "TENFOLD_DATA")}
+    os.environ["TENFOLD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["TENFOLD_CACHE"]
+    os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Store:
+    """37 train and 11 test images, 32x32x3, raw."""
+    return make_store(tmp_path_factory.mktemp("store") / "random.safetensors")
+
+
+@pytest.fixture(scope="session")
+def real_source() -> Path:
+    """The folder of CIFAR-10 (JPEG q75)."""
+    if not (REAL / "train.tar.xz").exists():
+        pytest.skip(f"CIFAR-10 (JPEG q75) is not at {REAL}")
+    return REAL
+
+
+def _converted(source: Path, out: Path, encoding: str) -> Store:
+    convert(find(source), out, encoding)
+    return Store(out)
+
+
+@pytest.fixture(scope="session")
+def real_raw(real_source, tmp_path_factory) -> Store:
+    """CIFAR-10 (JPEG q75) as raw pixels; converted once a session, some 15 s."""
+    return _converted(real_source, tmp_path_factory.mktemp("real") / "raw.safetensors", "raw")
+
+
+@pytest.fixture(scope="session")
+def real_jpeg(real_source, tmp_path_factory) -> Store:
+    """CIFAR-10 (JPEG q75) as its own JPEGs; converted once a session, some 15 s."""
+    return _converted(real_source, tmp_path_factory.mktemp("real") / "jpeg.safetensors", "jpeg")

@@ -1,0 +1,246 @@
+"""The nets: their sizes, shapes and names, the norms, and what is measured of them."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import nets
+from nets.layers import NORMS, GhostBatchNorm, Residual, block, norm
+from nets.measure import layers, output_shape
+
+LADDER = {"level1": 83_368, "level2": 203_624, "level3": 203_624, "level4": 96_490}
+NAMES = nets.names()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def images(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    """Random images_NCHW in channels_last memory order."""
+    return torch.randn(count, 3, height, width).contiguous(memory_format=torch.channels_last)
+
+
+def built(name: str, num_classes: int = 10, **options) -> nn.Module:
+    return nets.load(name, num_classes, **options).to(memory_format=torch.channels_last)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "nets", *arguments], capture_output=True, text=True)
+
+
+def test_names_are_the_files_that_build():
+    assert {*LADDER, "quick"} <= set(NAMES)
+    assert not {"layers", "ladder", "measure"} & set(NAMES)
+
+
+@pytest.mark.parametrize("name", LADDER)
+@pytest.mark.parametrize("kind", NORMS)
+def test_parameters_of_the_ladder_whatever_the_norm(name, kind):
+    assert nets.parameters(nets.load(name, norm=kind)) == LADDER[name]
+
+
+def test_dropout_of_the_ladder():
+    def rates(name):
+        return [module.p for module in nets.load(name).modules() if isinstance(module, nn.Dropout2d)]
+
+    assert rates("level1") == rates("level2") == []
+    assert rates("level3") == [0.1] * 11
+    assert rates("level4") == [0.05] * 11
+
+
+@pytest.mark.parametrize("name", ["level2", "level3"])
+def test_stride_blocks_of_levels_2_and_3_keep_batch_norm(name):
+    kinds = [type(m) for m in nets.load(name, norm="layer", dropout=0.3).modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
+    assert (kinds.count(nn.BatchNorm2d), kinds.count(nn.GroupNorm)) == (4, 11)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_any_count_size_and_classes(name, kind):
+    for classes in (10, 100):
+        net = built(name, classes, norm=kind)
+        assert net(images(3)).shape == (3, classes)
+        net.eval()
+        for count, height, width in ((1, 32, 32), (2, 28, 40), (2, 64, 64), (1, 33, 47)):
+            logits = net(images(count, height, width))
+            assert logits.shape == (count, classes) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_reaches_every_parameter(name, kind):
+    net = built(name, norm=kind)
+    F.cross_entropy(net(images(8)), torch.arange(8)).backward()
+    for key, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_is_kept(name, kind):
+    net, seen = built(name, norm=kind), []
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.ReLU, nn.MaxPool2d)):
+            module.register_forward_hook(lambda _, inputs, output: seen.append(output.is_contiguous(memory_format=torch.channels_last)))
+    net(images(40))
+    assert seen and all(seen)
+
+
+# Level 3 without dropout is level 2.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "level3"])
+def test_overfits_64_images(name):
+    net, inputs, labels = built(name, dropout=0.0), images(64, 16, 16), torch.arange(64) % 10
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(100):
+        logits = net(inputs)
+        if (logits.argmax(1) == labels).float().mean() > 0.95:
+            return
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+    pytest.fail("100 steps did not fit 64 images")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_survive_safetensors(name, tmp_path):
+    first, second = built(name, norm="ghost"), built(name, norm="ghost")
+    first(images(40))
+    save_file({key: value.contiguous() for key, value in first.state_dict().items()}, tmp_path / "model.safetensors")
+    second.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    inputs = images(4)
+    assert torch.equal(first.eval()(inputs), second.eval()(inputs))
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norm_has_two_parameters_a_channel(kind):
+    assert nets.parameters(norm(kind, 24)) == 48
+
+
+def test_layer_norm_is_over_one_whole_image():
+    features = torch.randn(2, 8, 5, 5) * 3 + 1
+    torch.testing.assert_close(norm("layer", 8)(features), F.layer_norm(features, features.shape[1:]))
+
+
+def test_unknown_norm_and_ghost_of_none():
+    with pytest.raises(ValueError, match="choose one of batch, ghost, group, layer"):
+        norm("instance", 8)
+    with pytest.raises(ValueError, match="at least one image"):
+        norm("ghost", 8, ghost=0)
+
+
+@pytest.mark.parametrize("count", [1, 5, 32])
+def test_ghost_norm_of_one_part_is_batch_norm(count):
+    ghost, batch, features = GhostBatchNorm(6), nn.BatchNorm2d(6), torch.randn(count, 6, 4, 4)
+    assert torch.equal(ghost(features), batch(features))
+    assert torch.equal(ghost.eval()(features), batch.eval()(features))
+
+
+@pytest.mark.parametrize("count, parts", [(64, [32, 32]), (70, [24, 23, 23]), (33, [17, 16])])
+def test_ghost_norm_is_batch_norm_part_by_part(count, parts):
+    ghost, features = GhostBatchNorm(6, 32), torch.randn(count, 6, 4, 4).contiguous(memory_format=torch.channels_last)
+    nn.init.uniform_(ghost.weight)
+    mean, var = torch.zeros(6), torch.ones(6)
+    wanted = torch.cat([F.batch_norm(part, mean, var, ghost.weight, ghost.bias, True, 0.1) for part in features.split(parts)])
+    got = ghost(features)
+    torch.testing.assert_close(got, wanted)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close((ghost.running_mean, ghost.running_var), (mean, var))
+
+
+def test_ghost_norm_evaluates_a_large_batch_as_one():
+    ghost, features = GhostBatchNorm(6, 8).eval(), torch.randn(50, 6, 4, 4)
+    torch.testing.assert_close(ghost(features), features, rtol=1e-4, atol=1e-4)
+
+
+def test_ghost_norm_under_autocast():
+    net = block(3, 16, "ghost").to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = net(images(50))
+    output.float().sum().backward()
+    assert output.dtype == torch.bfloat16 and output.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].running_mean.dtype == torch.float32 and net[1].weight.grad.isfinite().all()
+
+
+def test_receptive_field_by_hand():
+    def field(*modules):
+        return nets.receptive_field(nn.Sequential(*modules))
+
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    assert field(nn.Conv2d(3, 4, 1), pooled) == 1
+    assert field(nn.Conv2d(3, 4, 3, padding=1), pooled) == 3
+    # 3, then 5 in the branch, then a 2x2 pool (+1), then 3x3 at stride two (+4).
+    branch = Residual(nn.Conv2d(4, 4, 3, padding=1))
+    assert field(nn.Conv2d(3, 4, 3, padding=1), branch, nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), pooled) == 10
+    assert field(nn.Conv2d(3, 4, 3, padding=2, dilation=2), nn.GroupNorm(2, 4), nn.ReLU(), pooled) == 5
+    # Larger than the first trial image.
+    assert field(nn.Conv2d(3, 4, 151, stride=8, padding=75), pooled) == 151
+
+
+def test_receptive_fields_of_the_ladder():
+    assert [nets.receptive_field(nets.load(name)) for name in LADDER] == [76, 91, 91, 75]
+
+
+def test_macs_by_the_formula():
+    convolution = nn.Conv2d(3, 8, 5, stride=2, padding=2)
+    assert nets.macs(convolution, (3, 32, 48)) == 8 * 16 * 24 * 3 * 5 * 5
+    assert nets.macs(nn.Conv2d(6, 6, 3, padding=1, groups=6), (6, 10, 10)) == 6 * 100 * 9
+    assert nets.macs(nn.Sequential(nn.Flatten(), nn.Linear(12, 7)), (3, 2, 2)) == 84
+
+
+@pytest.mark.parametrize("name", ["level1", "level4", "quick"])
+def test_layers_add_up_and_measuring_changes_nothing(name):
+    net = nets.load(name)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    rows = layers(net)
+    assert sum(row.parameters for row in rows) == nets.parameters(net)
+    assert sum(row.macs for row in rows) == nets.macs(net)
+    assert output_shape(net) == (10,)
+    assert max(row.sees or 0 for row in rows) == nets.receptive_field(net)
+    assert net.training and all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_parameters_counts_what_trains():
+    net = nn.Conv2d(3, 4, 1)
+    net.weight.requires_grad_(False)
+    assert nets.parameters(net) == 4
+
+
+@pytest.mark.parametrize("name", ["level9", "layers", "../nets/level1", ""])
+def test_unknown_net_is_one_line_with_the_names(name):
+    with pytest.raises(nets.UnknownNet) as caught:
+        nets.load(name, 10)
+    assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+    assert "level1, level2, level3, level4, quick" in str(caught.value)
+
+
+def test_a_net_is_one_new_file(tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text("def helper():\n    pass\n")
+    (tmp_path / "tiny.py").write_text("from torch import nn\n\n\ndef build(num_classes):\n    return nn.Linear(2, num_classes)\n")
+    monkeypatch.setattr(nets, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(nets, "__path__", [str(tmp_path)])
+    assert nets.names() == ["tiny"]
+    assert nets.load("tiny", 5).out_features == 5
+
+
+def test_command_prints_every_net():
+    done = run()
+    assert done.returncode == 0 and "83,368" in done.stdout
+    assert {line.split()[0] for line in done.stdout.splitlines()[2:]} == set(NAMES)
+
+
+def test_command_prints_the_layers_of_one_net():
+    done = run("level1")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].split()[:2] == ["total", "83,368"]
+
+
+def test_command_names_the_nets_for_an_unknown_one():
+    done = run("level9")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: net 'level9'") and done.stderr.count("\n") == 1

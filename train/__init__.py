@@ -1,0 +1,1 @@
+"""Training: recipe → loop → report. The command line is `python -m train`."""

@@ -1,0 +1,139 @@
+"""The training loop: epochs over a pipeline, one line of metrics each.
+
+Shapes: images [B,C,H,W] channels_last, labels int64[B], logits [B,K].
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pipelines.errors import InputError
+from train.evaluate import Outcome, evaluate
+from train.optim import Plateau, optimiser
+from train.recipe import Recipe
+from train.schedule import schedule
+from train.stopwatch import Stopwatch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(InputError):
+    """The loss is no longer a number."""
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The device that a recipe means. Raises `InputError` where it asks for CUDA and there is none."""
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here: use --device cpu, or mend the driver (nvidia-smi)")
+    return torch.device("cuda" if recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> str:
+    """The precision that a recipe means: half where the hardware has it, and bf16 before fp16."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp32"
+
+
+@dataclass
+class Training:
+    """A net on its way through a recipe: `run` does one epoch after another and tells `on_epoch` of each."""
+
+    recipe: Recipe
+    net: nn.Module
+    train: object  # pipelines.Pipeline of the training images
+    test: object  # pipelines.Pipeline of the test images
+    device: torch.device
+    watch: Stopwatch
+    label: str = ""
+    history: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.precision = precision_of(self.recipe, self.device)
+        self.net.to(self.device, memory_format=torch.channels_last)
+        self.optimiser = optimiser(self.net, self.recipe)
+        self.schedule = schedule(self.recipe)
+        self.plateau = Plateau(self.recipe.factor, self.recipe.patience)
+        # only fp16 has gradients that vanish below its smallest number
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.outcome: Outcome | None = None
+
+    def autocast(self):
+        """A fresh context in which the forward pass runs in the training's precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+    def warm_up(self) -> None:
+        """Have every kernel built before the clock of training runs: one batch, on a copy of the net."""
+        state, copied = torch.get_rng_state(), deepcopy(self.net)
+        for images, labels in self.train.epoch(0):
+            with self.autocast():
+                logits = copied(images)
+            nn.functional.cross_entropy(logits.float(), labels).backward()
+            break
+        torch.set_rng_state(state)  # dropout's draws do not depend on it
+
+    def run(self, on_epoch: Callable[[dict, list[float]], None]) -> None:
+        """Train all epochs. `on_epoch(metrics, losses)` gets each epoch's line and the loss of every step."""
+        for epoch in range(self.recipe.epochs):
+            before = self.watch.seconds["train"]
+            with self.watch.lap("train"):
+                losses, right, seen = self.epoch(epoch)
+            seconds = self.watch.seconds["train"] - before
+            with self.watch.lap("eval"):
+                self.outcome = evaluate(self.net, self.test, self.autocast)
+            line = {
+                "epoch": epoch + 1,
+                "lr": self.optimiser.param_groups[0]["lr"],
+                "train_loss": sum(losses) / len(losses),
+                "train_accuracy": right / seen,
+                "test_loss": self.outcome.loss,
+                "test_accuracy": self.outcome.accuracy,
+                "images_per_second": round(seen / seconds, 1),
+                "seconds": round(seconds, 3),
+            }
+            self.plateau.step(line["train_loss"])
+            self.history.append(line)
+            on_epoch(line, losses)
+
+    def epoch(self, epoch: int) -> tuple[list[float], int, int]:
+        """(loss of each step, right predictions while training, images seen); one host sync, at the end."""
+        steps, losses, right, seen = len(self.train), [], torch.zeros((), dtype=torch.int64, device=self.device), 0
+        name = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}"
+        with tqdm(total=len(self.train.plan.ids), desc=name, unit=" images", unit_scale=True, disable=None, leave=False) as bar:
+            for step, (images, labels) in enumerate(self.train.epoch(epoch)):
+                self._set_rate(epoch + step / steps)
+                loss, logits = self.step(images, labels)
+                losses.append(loss)
+                right += (logits.argmax(1) == labels).sum()
+                seen += len(labels)
+                bar.update(len(labels))
+        losses = torch.stack(losses).tolist()
+        for step, loss in enumerate(losses):
+            if loss != loss or loss in (float("inf"), float("-inf")):
+                raise Diverged(f"seed {self.recipe.seed} diverged: the loss of epoch {epoch + 1}, step {step + 1} is {loss}: try a lower --lr")
+        return losses, int(right), seen
+
+    def _set_rate(self, progress: float) -> None:
+        plateau = self.plateau.value if self.recipe.schedule == "plateau" else 1.0
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.lr * self.schedule(progress) * plateau
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One update. The detached loss (mean over the batch, float32) and the logits."""
+        with self.autocast():
+            logits = self.net(images)
+        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return loss.detach(), logits.detach()

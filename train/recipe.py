@@ -1,0 +1,115 @@
+"""A recipe: every setting of a training, flat and frozen. CLI flag = field name = JSON key."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field, fields
+
+from pipelines.errors import InputError
+from pipelines.plan import FLIPS, PADDINGS, Policy
+from pipelines.stage import Extra
+
+SCHEDULES = ("constant", "plateau", "step", "linear", "cosine")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+NORMS = ("batch", "ghost", "group", "layer")
+
+
+def _setting(default, text: str, choices=None):
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of one run. The text beside a field gives its meaning and unit."""
+
+    net: str = _setting("quick", "net, a module of nets/")
+    norm: str = _setting("batch", "normalisation layers", NORMS)
+    pipeline: str = _setting("resident", "data pipeline, a module of pipelines/")
+    data: str = _setting("", "a store or a source; else $TENFOLD_DATA, data/, or the official archive")
+    limit: int = _setting(0, "train on that many images, balanced over the classes; 0 for all")
+    epochs: int = _setting(10, "passes over the training images")
+    batch_size: int = _setting(128, "images a step")
+    seed: int = _setting(0, "of the weights, the order and the augmentation; 0 to 2**32 - 1")
+    runs: int = _setting(1, "trainings, with seeds seed, seed + 1, ...")
+    device: str = _setting("auto", "where to train", DEVICES)
+    precision: str = _setting("auto", "of the forward and backward pass", PRECISIONS)
+    out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
+    lr: float = _setting(0.1, "largest learning rate")
+    momentum: float = _setting(0.9, "of SGD")
+    nesterov: bool = _setting(False, "Nesterov's momentum")
+    weight_decay: float = _setting(0.0, "L2 penalty on weights of two or more dimensions")
+    label_smoothing: float = _setting(0.0, "share of the target spread over all classes")
+    schedule: str = _setting("cosine", "of the learning rate", SCHEDULES)
+    warmup: float = _setting(0.0, "epochs of linear rise to lr")
+    step_epochs: int = _setting(10, "epochs between falls of the step schedule")
+    factor: float = _setting(0.1, "what the step and plateau schedules multiply by")
+    patience: int = _setting(5, "epochs without a better training loss before plateau falls")
+    flip: str = _setting("random", "horizontal flip", FLIPS)
+    translate: int = _setting(4, "largest shift, pixels")
+    padding: str = _setting("zero", "what a shift brings in", PADDINGS)
+    cutout: int = _setting(0, "side of the cut square, pixels")
+    affine_p: float = _setting(0.0, "probability of shift-scale-rotate")
+    shift: float = _setting(0.0, "largest shift of shift-scale-rotate, fraction of the side")
+    scale: float = _setting(0.0, "largest change of size of shift-scale-rotate, fraction")
+    rotate: float = _setting(0.0, "largest rotation of shift-scale-rotate, degrees")
+    erase_p: float = _setting(0.0, "probability of an erased square behind shift-scale-rotate")
+    erase: int = _setting(0, "side of the erased square, pixels")
+    erase_fill: str = _setting("mean", "mean: the mean colour; offset: the mean as a normalised value", ("mean", "offset"))
+    grey_p: float = _setting(0.0, "probability of a grey image")
+
+    def __post_init__(self):
+        for setting in fields(self):
+            choices, value = setting.metadata["choices"], getattr(self, setting.name)
+            if choices and value not in choices:
+                raise InputError(f"--{flag(setting.name)} {value}: choose one of {', '.join(choices)}")
+        for name in ("epochs", "batch_size", "runs", "step_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{flag(name)} {getattr(self, name)}: give 1 or more")
+        if self.limit < 0 or self.seed < 0 or self.seed + self.runs > 2**32:
+            raise InputError("--limit and --seed: give 0 or more, and seeds below 2**32")
+        if self.nesterov and not self.momentum:
+            raise InputError("--nesterov needs --momentum above 0")
+        self.policy()
+
+    def policy(self) -> Policy:
+        """What the pipeline does to the training images."""
+        return Policy(self.flip, self.translate, self.padding, self.cutout)
+
+    def extra(self, mean: tuple[float, ...]) -> Extra:
+        """What the batch stage does behind it; `mean` is the store's, fractions of 1."""
+        fill = mean if self.erase_fill == "offset" else tuple(0.0 for _ in mean)
+        chosen = {f.name: getattr(self, f.name) for f in fields(Extra) if f.name != "erase_fill"}
+        return Extra(**chosen, erase_fill=fill)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field, without its dashes."""
+    return name.replace("_", "-")
+
+
+def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
+    """(name, recipe) of a command line: `[RECIPE] --field value ...`; `recipes` maps names to functions.
+
+    Raises `InputError` for an unknown recipe or a bad value; an unknown flag ends with exit code 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Train a net on CIFAR-10. Flags change the recipe's settings.",
+        epilog="recipes: " + ", ".join(recipes) + " (their docstrings in train/recipes.py tell time and accuracy)",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", nargs="?", default="default", help="a named recipe (default: default)")
+    for setting in fields(Recipe):
+        text = setting.metadata["help"].replace("%", "%%")
+        options = {"default": argparse.SUPPRESS, "help": text}
+        if setting.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": setting.type, "choices": setting.metadata["choices"]}
+            options["metavar"] = setting.name.upper() if not setting.metadata["choices"] else None
+        parser.add_argument(f"--{flag(setting.name)}", **options)
+    given = vars(parser.parse_args(arguments))
+    name = given.pop("recipe")
+    if name not in recipes:
+        raise InputError(f"recipe {name!r}: choose one of {', '.join(recipes)}")
+    return name, dataclasses.replace(recipes[name](), **given)

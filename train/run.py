@@ -1,0 +1,167 @@
+"""One run: the parts put together, trained, and written down."""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+
+import nets
+import pipelines
+from pipelines import data, stage
+from pipelines.errors import InputError
+from pipelines.plan import PLAIN, balanced
+from pipelines.store import Store, replacing
+from train import checkpoint, report
+from train.loop import DTYPES, Training, device_of, precision_of
+from train.machine import commit, hardware, versions
+from train.recipe import Recipe
+from train.stopwatch import Stopwatch
+
+SCHEMA = 1
+TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a training batch
+
+
+def train(recipe: Recipe, name: str = "", say=print) -> dict:
+    """Train a recipe, `recipe.runs` times, and write its run folder. Gives back the (last) summary.
+
+    Raises `InputError` for data, a net, a pipeline or a folder that cannot be used, before training starts.
+    """
+    device = device_of(recipe)
+    pipelines.load(recipe.pipeline)
+    if recipe.net not in nets.names():
+        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
+    out = folder(recipe)
+    if recipe.runs == 1:
+        return train_once(recipe, out, device, name, say)
+    runs = []
+    for seed in range(recipe.seed, recipe.seed + recipe.runs):
+        runs.append(train_once(replace(recipe, seed=seed, runs=1), out / f"seed-{seed}", device, name, say))
+    accuracies = [run["test_accuracy"] for run in runs]
+    together = {"seeds": [r["seed"] for r in runs], "test_accuracies": accuracies, "mean": mean(accuracies), "deviation": stdev(accuracies)}
+    summary = {**runs[-1], "runs": together}
+    write_json(out / "summary.json", summary)
+    say(f"{recipe.runs} runs: test accuracy {together['mean']:.4f} ± {together['deviation']:.4f} (standard deviation)")
+    return summary
+
+
+def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say) -> dict:
+    """One seed: set-up, training, and all files of the run folder."""
+    watch = Stopwatch(device)
+    with watch.lap("setup"):
+        store = data.locate(recipe.data)
+        store.verify()
+        training = assemble(recipe, store, device, watch)
+        make_folder(out)
+    with watch.lap("compile"):
+        training.warm_up()
+    say(headline(recipe, training, store, device))
+    metrics, steps = (out / "metrics.jsonl").open("w"), (out / "steps.jsonl").open("w")
+
+    def on_epoch(line: dict, losses: list[float]) -> None:
+        print(json.dumps(line), file=metrics, flush=True)
+        for step, loss in enumerate(losses):
+            print(json.dumps({"epoch": line["epoch"], "step": step + 1, "loss": loss}), file=steps)
+        checkpoint.save(out / "checkpoint.pt", training.net, training.optimiser, training.scaler, line["epoch"], asdict(recipe))
+        say(epoch_line(line, recipe.epochs))
+
+    with metrics, steps:
+        training.run(on_epoch)
+    summary = summarise(recipe, training, store, name)
+    described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std")}
+    identity = {"net": recipe.net, "norm": recipe.norm, **described}
+    checkpoint.save_model(out / "model.safetensors", training.net, identity)
+    report.write(out, summary, training.history, training.outcome, store)
+    summary["seconds"] = watch.report()
+    write_json(out / "summary.json", summary)
+    say(f"{out}: test accuracy {summary['test_accuracy']:.4f} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
+    return summary
+
+
+def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch) -> Training:
+    """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline."""
+    dtype = DTYPES[precision_of(recipe, device)]
+    ids = balanced(store.labels("train"), recipe.limit) if recipe.limit else None
+    common = dict(device=device, dtype=dtype, seed=recipe.seed)
+    loader = pipelines.open(recipe.pipeline, store, "train", batch_size=recipe.batch_size, policy=recipe.policy(), ids=ids, **common)
+    loader = stage.stage(loader, recipe.extra(store.mean), store)
+    test = pipelines.open(recipe.pipeline, store, "test", batch_size=TEST_BATCH, policy=PLAIN, **common)
+    torch.manual_seed(recipe.seed)
+    options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
+    net = nets.load(recipe.net, len(store.classes), **options)
+    return Training(recipe, net, loader, test, device, watch)
+
+
+def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> dict:
+    """The run as plain values: what `summary.json` holds, but for the seconds."""
+    last = training.history[-1]
+    shape = (store.channels, store.height, store.width)
+    return {
+        "schema": SCHEMA,
+        "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+        "commit": commit(),
+        "hardware": hardware(training.device),
+        "versions": versions(),
+        "data": {"name": dataset_name(store), "encoding": store.encoding, "sha256": store.sha256},
+        "net": recipe.net,
+        "parameters": nets.parameters(training.net),
+        "macs": nets.macs(training.net, shape),
+        "pipeline": recipe.pipeline,
+        "precision": training.precision,
+        "recipe": {"name": name, **asdict(recipe)},
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "train_accuracy": last["train_accuracy"],
+        "test_accuracy": last["test_accuracy"],
+        "images_per_second": round(float(np.median([line["images_per_second"] for line in training.history])), 1),
+    }
+
+
+def dataset_name(store: Store) -> str:
+    """What to write beside an accuracy."""
+    return {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG q75)"}.get(store.source, store.source)
+
+
+def headline(recipe: Recipe, training: Training, store: Store, device: torch.device) -> str:
+    """What is about to happen, in one line."""
+    count = nets.parameters(training.net)
+    images = len(training.train.plan.ids)
+    return (
+        f"{recipe.net}: {count:,} parameters, {images:,} images of {dataset_name(store)} through {recipe.pipeline}, "
+        f"{recipe.epochs} epochs of batch {recipe.batch_size}, {training.precision} on {hardware(device)['device']}"
+    )
+
+
+def epoch_line(line: dict, epochs: int) -> str:
+    """One epoch for a person to read."""
+    return (
+        f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  train {line['train_accuracy']:6.2%}  loss {line['train_loss']:.4f}  "
+        f"test {line['test_accuracy']:6.2%}  {line['images_per_second']:>9,.0f} images/s  {line['seconds']:7.1f} s"
+    )
+
+
+def folder(recipe: Recipe) -> Path:
+    """Where the run is written."""
+    return Path(recipe.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{recipe.net}-{recipe.pipeline}")
+
+
+def make_folder(out: Path) -> None:
+    """Make the run folder, or raise `InputError` where nothing can be written into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}): name another folder with --out") from None
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write JSON whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,39 @@
+"""Seconds by what they were spent on. On CUDA a lap waits for the device, at its two ends only."""
+
+import time
+from contextlib import contextmanager
+
+import torch
+
+LAPS = ("setup", "compile", "train", "eval")
+
+
+class Stopwatch:
+    """`seconds[name]` adds up every `with lap(name)`; `total` runs from the first line to now.
+
+    setup    finding and checking the data, opening pipelines, building the net
+    compile  first batches, that kernels are built for, on a copy of the net
+    train    every training epoch, waiting for data included
+    eval     every pass over the test images
+    """
+
+    def __init__(self, device: torch.device | None = None):
+        self.device, self.start = device, time.perf_counter()
+        self.seconds = dict.fromkeys(LAPS, 0.0)
+
+    @contextmanager
+    def lap(self, name: str):
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
+
+    def report(self) -> dict[str, float]:
+        """Seconds of every lap and in total, to the millisecond."""
+        return {k: round(v, 3) for k, v in {**self.seconds, "total": self._now() - self.start}.items()}
+
+    def _now(self) -> float:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
