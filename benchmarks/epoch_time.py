@@ -21,6 +21,7 @@ import pipelines  # noqa: E402
 from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, NotInstalled, exit_code  # noqa: E402
+from train.evaluate import evaluate  # noqa: E402
 from train.loop import Training, device_of  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 from train.run import assemble  # noqa: E402
@@ -107,14 +108,8 @@ def measure(names: list[str], recipe: Recipe, passes: int, say=print) -> list[Ro
             train(row, epoch)
         say(f"epoch {epoch + 1} of {recipe.epochs}")
     for row in running:
-        row.accuracy = evaluate_row(row)
+        row.accuracy = evaluate(row.training.net, row.training.test, row.training.autocast).accuracy
     return rows
-
-
-def evaluate_row(row: Row) -> float:
-    from train.evaluate import evaluate
-
-    return evaluate(row.training.net, row.training.test, row.training.autocast).accuracy
 
 
 def figures(rows: list[Row]) -> list[dict]:
@@ -176,6 +171,7 @@ def chart(results: list[dict], title: str, path: str) -> None:
         ax.set(xlabel=f"images/s, {label}")
         if key.startswith("loader"):
             ax.set_xscale("log")
+            ax.set_xlim(left=1000)
         for i, (value, high) in enumerate(zip(values, reach[1])):
             ax.text(value + high, i, f"  {value:,.0f}", va="center", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)

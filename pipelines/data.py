@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from pipelines import shapes
 from pipelines.convert import convert
 from pipelines.errors import InputError
 from pipelines.sources import ARCHIVES, find
@@ -51,6 +52,11 @@ def _store(data: str) -> Store:
 
 def _fingerprint(path: Path) -> str:
     """Twelve hex digits that change when a source does: of every file's place, size and time, or the name."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    elif path.exists():
+        files = [path]
+    else:  # a name: an archive, which never changes, or shapes, which change with the code that draws them
+        files = [Path(shapes.__file__)] if str(path) == "shapes" else []
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(repr((VERSION, str(path) if path.name in ARCHIVES else "", facts)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((VERSION, str(path) if str(path) in ARCHIVES else "", facts)).encode()).hexdigest()[:12]

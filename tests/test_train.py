@@ -165,6 +165,35 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(case, store):
     assert len(done.stderr.strip().splitlines()) == 1 and named_in in done.stderr, done.stderr
 
 
+def damaged(kind, folder):
+    """A path that cannot be trained on, and what the message must name."""
+    path = folder / "s.safetensors"
+    if kind == "empty folder":
+        return folder
+    if kind == "text named tar":
+        (folder / "text.tar").write_text("hello")
+        return folder / "text.tar"
+    make_store(path)
+    data = bytearray(path.read_bytes())
+    if kind == "flipped byte":
+        data[-100] ^= 1
+    elif kind == "newer version":
+        data = data.replace(b'"version":"1"', b'"version":"9"')
+    else:
+        data = data[: len(data) // 2]
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "text named tar", "flipped byte", "newer version", "half a store"])
+def test_damaged_data_is_refused_before_training(kind, tmp_path):
+    path = damaged(kind, tmp_path)
+    with pytest.raises(InputError) as refused:
+        train(Recipe(**SMALL, data=str(path), out=str(tmp_path / "out")), "", quiet)
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_absent_library_is_one_line_that_says_what_to_do(store):
     hide = "import sys; sys.modules['ffcv'] = None; sys.argv = ['train', '--pipeline', 'ffcv', '--data', sys.argv[1]]; "
     code = hide + "from pipelines.errors import exit_code; from train.__main__ import main; sys.exit(exit_code(main))"

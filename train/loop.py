@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pipelines.errors import InputError
 from train.evaluate import Outcome, evaluate
+from train.machine import cpu_has_bf16
 from train.optim import Plateau, optimiser
 from train.recipe import Recipe
 from train.schedule import schedule
@@ -39,7 +40,7 @@ def precision_of(recipe: Recipe, device: torch.device) -> str:
         return recipe.precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "fp32"
+    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 @dataclass

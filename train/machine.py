@@ -18,6 +18,12 @@ def hardware(device: torch.device) -> dict:
     return {"device": name, "cpu": cpu, "threads": torch.get_num_threads()}
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware; where it only emulates it, fp32 is faster."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def versions() -> dict[str, str]:
     """Versions of what a figure depends on."""
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}

@@ -4,15 +4,20 @@ from dataclasses import replace
 
 import torch
 
+from train.machine import cpu_has_bf16
 from train.recipe import Recipe
 
 
 def default() -> Recipe:
-    """A good net in about five minutes on two CPU cores, in seconds on a GPU."""
+    """A good net in about five minutes on two CPU cores, in seconds on a GPU.
+
+    Two cores, CIFAR-10 (JPEG q75), one run each: test accuracy 0.8475 in fp32 (8 epochs, 243 s of training), 0.8547 on a
+    processor with bf16 (12 epochs, 242 s). The number of epochs is what fits into the five minutes.
+    """
     common = dict(net="quick", nesterov=True, weight_decay=5e-4, label_smoothing=0.1, schedule="linear", padding="reflect", translate=2)
     if torch.cuda.is_available():
         return Recipe(**common, epochs=20, batch_size=512, lr=0.4, warmup=4)
-    return Recipe(**common, epochs=6, batch_size=128, lr=0.15, warmup=1)
+    return Recipe(**common, epochs=12 if cpu_has_bf16() else 8, batch_size=128, lr=0.15, warmup=1)
 
 
 def level1() -> Recipe:
@@ -21,7 +26,7 @@ def level1() -> Recipe:
     The author's best test accuracy is 0.787 (on original pixels). No augmentation, a constant learning rate.
     """
     plain = dict(flip="none", translate=0, cutout=0)
-    return Recipe(net="level1", epochs=50, batch_size=64, lr=0.01, momentum=0.9, schedule="constant", **plain)
+    return Recipe(net="level1", epochs=50, batch_size=64, lr=0.01, momentum=0.9, schedule="constant", precision="fp32", **plain)
 
 
 def level2() -> Recipe:

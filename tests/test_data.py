@@ -1,0 +1,76 @@
+"""What `--data` means: stores, sources kept in the cache, and what happens where there is nothing."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import make_store
+from pipelines import data, official
+from pipelines.errors import InputError
+
+
+def pictures(folder, count=3):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                colour = np.full((8, 8, 3), 20 * i + 100 * (name == "cat"), np.uint8)
+                Image.fromarray(colour).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+def test_a_store_is_used_where_it_lies(cache, tmp_path):
+    made = make_store(tmp_path / "here.safetensors")
+    assert data.locate(str(made.path)).path == made.path and not cache.exists()
+
+
+def test_a_folder_with_one_store_means_that_store(cache, tmp_path):
+    (tmp_path / "data").mkdir()
+    made = make_store(tmp_path / "data" / "s.safetensors")
+    assert data.locate().path.resolve() == made.path.resolve()
+
+
+def test_a_source_is_converted_once_and_again_when_it_changes(cache, tmp_path, monkeypatch):
+    folder = pictures(tmp_path / "own")
+    first = data.locate(str(folder))
+    assert first.path.parent == cache and first.classes == ("cat", "dog") and first.count("train") == 6
+    monkeypatch.setattr(data, "convert", lambda *_: pytest.fail("converted again"))
+    assert data.locate(str(folder)).path == first.path
+    monkeypatch.undo()
+    monkeypatch.setenv("TENFOLD_CACHE", str(cache))
+    (folder / "train" / "cat" / "0.png").unlink()
+    assert data.locate(str(folder)).count("train") == 5
+
+
+def test_the_environment_names_the_data(cache, tmp_path, monkeypatch):
+    made = make_store(tmp_path / "named.safetensors")
+    monkeypatch.setenv("TENFOLD_DATA", str(made.path))
+    assert data.locate().path == made.path
+
+
+def test_without_data_or_network_shapes_are_trained_on_and_it_says_so(cache, monkeypatch, capsys):
+    nowhere = official.ARCHIVES["cifar10"].__class__(**{**vars(official.ARCHIVES["cifar10"]), "url": "file:///nowhere/cifar-10-python.tar.gz"})
+    monkeypatch.setitem(official.ARCHIVES, "cifar10", nowhere)
+    store = data.locate()
+    assert store.source == "shapes" and store.count("train") == 10_000
+    said = capsys.readouterr().err
+    assert "shapes" in said and "nothing about CIFAR-10" in said
+
+
+def test_a_named_source_that_cannot_be_had_is_an_error(cache):
+    with pytest.raises(InputError, match="nowhere"):
+        data.locate("nowhere")
+
+
+def test_a_cache_that_cannot_be_made_is_named(cache, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="TENFOLD_CACHE"):
+        data.locate(str(pictures(tmp_path / "own")))

@@ -1,0 +1,82 @@
+"""The batch stage: exact where it can be, and the plan's choices."""
+
+import numpy as np
+import pytest
+import torch
+
+import pipelines
+from pipelines.errors import InputError
+from pipelines.plan import PLAIN
+from pipelines.stage import Extra, stage, thetas_B23
+
+
+def pair(store, extra, batch_size=37):
+    """(the plain batch, the same batch behind the stage, the stage)."""
+    plain = pipelines.open("reference", store, batch_size=batch_size, policy=PLAIN)
+    made = stage(plain, extra, store)
+    (before, _), (after, _) = next(iter(plain.epoch(2))), next(iter(made.epoch(2)))
+    return before, after, made
+
+
+def test_nothing_to_do_is_the_pipeline_itself(store):
+    plain = pipelines.open("reference", store, policy=PLAIN)
+    assert stage(plain, Extra(), store) is plain and stage(plain, Extra(erase_p=0.5, erase=0), store) is plain
+
+
+def test_identity_affine_changes_nothing(store):
+    before, after, _ = pair(store, Extra(affine_p=1.0))
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-4)
+
+
+def test_a_whole_pixel_shift_is_a_reflected_shift(store):
+    """Shift alone, its draw replaced by three pixels: NumPy's reflect padding."""
+    before, _, made = pair(store, Extra(affine_p=1.0, shift=0.1))
+    theta = torch.tensor([[[1.0, 0.0, -2 * 3 / 31], [0.0, 1.0, 0.0]]]).expand(37, 2, 3)
+    grid = torch.nn.functional.affine_grid(theta, list(before.shape), align_corners=True)
+    moved = torch.nn.functional.grid_sample(before, grid, padding_mode="reflection", align_corners=True)
+    expected = np.pad(before.numpy(), ((0, 0), (0, 0), (0, 0), (3, 0)), mode="reflect")[..., :32]
+    np.testing.assert_allclose(moved.numpy(), expected, atol=2e-4)
+    limit = 2 * 0.1 * 32 / 31
+    assert np.abs(thetas_B23(made.plan, made.extra, 0, np.arange(1000))[:, :, 2]).max() <= limit + 1e-6
+
+
+def test_rotation_of_an_odd_shaped_image_keeps_angles(store):
+    """theta maps pixel distances: a turned step of one pixel stays one pixel long, whatever the sides."""
+    made = type(pair(store, Extra(affine_p=1.0))[2].plan)(PLAIN, 0, np.arange(10), 5, height=20, width=40)
+    theta = thetas_B23(made, Extra(rotate=90.0), 0, np.arange(10))
+    half = np.array([39 / 2, 19 / 2])
+    pixels = theta[:, :, :2] * half[None, :, None] / half[None, None, :]
+    np.testing.assert_allclose(pixels @ pixels.transpose(0, 2, 1), np.broadcast_to(np.eye(2), (10, 2, 2)), atol=1e-5)
+
+
+def test_the_square_is_whole_and_of_the_stated_value(store):
+    before, after, _ = pair(store, Extra(erase_p=0.5, erase=16, erase_fill=(1.0, 2.0, 3.0)))
+    changed = (before != after).any(1)
+    hit = changed.flatten(1).any(1)
+    assert 5 < hit.sum() < 32
+    for image, mask in zip(after[hit], changed[hit]):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        top, left = rows.min(), columns.min()
+        assert rows.max() - top < 16 and columns.max() - left < 16
+        square = image[:, rows.max() - 15 : rows.max() + 1, columns.max() - 15 : columns.max() + 1]
+        assert (square == torch.tensor([1.0, 2.0, 3.0])[:, None, None]).float().mean() > 0.99
+
+
+def test_grey_has_one_value_a_pixel(store):
+    _, after, made = pair(store, Extra(grey_p=1.0))
+    pixels = after * made.std[:, None, None] + made.mean[:, None, None]
+    assert (pixels - pixels[:, :1]).abs().max() < 1e-5
+
+
+def test_same_choices_in_any_batch_size_dtype_and_memory_format(store):
+    extra = Extra(affine_p=0.5, shift=0.1, scale=0.1, rotate=20.0, erase_p=0.5, erase=8, grey_p=0.5)
+    _, whole, _ = pair(store, extra)
+    plain = pipelines.open("reference", store, batch_size=5, policy=PLAIN, dtype=torch.bfloat16)
+    parts = [images for images, _ in stage(plain, extra, store).epoch(2)]
+    assert all(p.dtype == torch.bfloat16 and p.is_contiguous(memory_format=torch.channels_last) for p in parts)
+    torch.testing.assert_close(torch.cat(parts).float(), whole, rtol=0.02, atol=0.02)
+
+
+def test_what_cannot_be_is_refused(store):
+    with pytest.raises(InputError, match="erase 40"):
+        pair(store, Extra(erase_p=1.0, erase=40))
