@@ -1,6 +1,7 @@
 """The command line, the run folder, and the loop, on small stores."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -178,7 +179,8 @@ def damaged(kind, folder):
     if kind == "flipped byte":
         data[-100] ^= 1
     elif kind == "newer version":
-        data = data.replace(b'"version":"1"', b'"version":"9"')
+        data, changes = re.subn(rb'("version": ?)"1"', rb'\1"9"', bytes(data))
+        assert changes == 1
     else:
         data = data[: len(data) // 2]
     path.write_bytes(data)
