@@ -123,7 +123,8 @@ class Augment(Operation):
 
     def __init__(self, plan: Plan, fill: np.ndarray, lookup: torch.Tensor, pinned: bool):
         super().__init__()
-        self.plan, self.fill, self.lookup, self.pinned = plan, fill, lookup, pinned
+        self.plan, self.lookup, self.pinned = plan, lookup, pinned
+        self.colours = kernels.bits(kernels.colours(lookup, fill, plan.policy.padding))
 
     def declare_state_and_memory(self, previous_state):
         """No buffer on a CPU, so every batch is the caller's to keep; a pinned one to upload from."""
@@ -139,7 +140,7 @@ class Augment(Operation):
             if out is None:
                 out = torch.empty(images.shape, dtype=self.lookup.dtype)
             rows = np.arange(len(ids))
-            kernels.augment_rows(images, rows, ids, kernels.bits(out), bits, self.fill, self.plan.seed, self.epoch, *modes)
+            kernels.augment_rows(images, rows, ids, kernels.bits(out), bits, self.colours, self.plan.seed, self.epoch, *modes)
             return out
 
         augment.with_indices = True

@@ -1,6 +1,6 @@
 """The plan on the CPU, compiled: its hash, and one fused pass from stored pixels to a normalised batch.
 
-Shapes: image_HWC and images_NHWC uint8, out_BHWC and table_256C of the output's bits, fill_C uint8.
+Shapes: image_HWC and images_NHWC uint8, out_BHWC, table_256C and colours_2C of the output's bits.
 
 Equal to `plan.py` and `reference.py` bit for bit. An output is written by looking up every pixel value, so
 the kernels move bits and never round: a float32 is handled as an int32, a float16 or a bfloat16 as an
@@ -17,7 +17,7 @@ from numba import njit, prange, uint32, uint64
 from pipelines.plan import CUT_X, CUT_Y, DX, DY, FLIP, FLIPS, PADDINGS, SALT_A, SALT_B
 
 RANDOM, ALTERNATE = FLIPS.index("random"), FLIPS.index("alternate")
-ZERO, REFLECT = PADDINGS.index("zero"), PADDINGS.index("reflect")
+REFLECT = PADDINGS.index("reflect")
 STREAMS = (FLIP, DY, DX, CUT_Y, CUT_X)
 INTEGERS = {2: torch.int16, 4: torch.int32}  # by bytes an element
 
@@ -25,6 +25,17 @@ INTEGERS = {2: torch.int16, 4: torch.int32}  # by bytes an element
 def bits(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's memory as int16 or int32 of the same shape, shared: what the kernels read and write."""
     return tensor.view(INTEGERS[tensor.element_size()]).numpy()
+
+
+def colours(table: torch.Tensor, fill: np.ndarray, padding: str) -> torch.Tensor:
+    """[2,C] of the table's dtype, normalised: what padding brings in (without use for "reflect"), and what cutout leaves.
+
+    fill uint8[C]. Not handed to the kernels as uint8[C]: FFCV changes Numba's shared type of such an array in place, and
+    everything compiled for it is lost.
+    """
+    channels = torch.arange(table.shape[1])
+    cut = table[torch.from_numpy(fill).long(), channels]
+    return torch.stack([cut if padding == "mean" else table[0], cut])
 
 
 @njit(cache=True, nogil=True)
@@ -109,18 +120,18 @@ def look_up_mirrored(row, out, table, first, last, begin, step):
 
 
 @njit(cache=True, nogil=True)
-def paint(out, table, colour, zero, first, last):
-    """out[x] = the normalised colour (uint8[C]; black where `zero`) for x in [first, last); out [W,C]."""
+def paint(out, colour, first, last):
+    """out[x] = colour for x in [first, last); out [W,C], colour [C]."""
     for x in range(first, last):
         for c in range(out.shape[1]):
-            out[x, c] = table[0 if zero else colour[c], c]
+            out[x, c] = colour[c]
 
 
 @njit(cache=True, nogil=True)
-def augment(image, out, table, fill, keys, sample, odd, flip_mode, padding_mode, translate, cutout):
+def augment(image, out, table, colours, keys, sample, odd, flip_mode, padding_mode, translate, cutout):
     """Write one sample as `reference.augment` makes it, normalised, to out [H,W,C].
 
-    image uint8[H,W,C]; table [256,C] of out's dtype; fill uint8[C]; keys as `epoch_keys` gives them;
+    image uint8[H,W,C]; table [256,C] and colours [2,C] of out's dtype; keys as `epoch_keys` gives them;
     sample its id; odd 1 in odd epochs, else 0; translate and cutout in pixels
     """
     height, width, _ = image.shape
@@ -146,24 +157,24 @@ def augment(image, out, table, fill, keys, sample, odd, flip_mode, padding_mode,
             if padding_mode == REFLECT:
                 look_up_mirrored(row, line, table, left, right, begin, step)
             else:
-                paint(line, table, fill, padding_mode == ZERO, left, right)
+                paint(line, colours[0], left, right)
         if cut_y <= y < cut_y + cutout:
-            paint(line, table, fill, False, cut_x, cut_x + cutout)
+            paint(line, colours[1], cut_x, cut_x + cutout)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def augment_rows(images, rows, ids, out, table, fill, seed, epoch, flip_mode, padding_mode, translate, cutout):
+def augment_rows(images, rows, ids, out, table, colours, seed, epoch, flip_mode, padding_mode, translate, cutout):
     """`augment_batch` where sample ids[i] lies at images[rows[i]]; rows int64[B]."""
     keys = epoch_keys(seed, epoch, flip_mode)
     for i in prange(len(ids)):
-        augment(images[rows[i]], out[i], table, fill, keys, ids[i], epoch & 1, flip_mode, padding_mode, translate, cutout)
+        augment(images[rows[i]], out[i], table, colours, keys, ids[i], epoch & 1, flip_mode, padding_mode, translate, cutout)
 
 
-def augment_batch(images, ids, out, table, fill, seed, epoch, flip_mode, padding_mode, translate, cutout):
+def augment_batch(images, ids, out, table, colours, seed, epoch, flip_mode, padding_mode, translate, cutout):
     """Write samples `ids` of an epoch, augmented and normalised, to out [B,H,W,C]; all cores, without the GIL.
 
-    images uint8[N,H,W,C]; ids int64[B]; table [256,C] of out's dtype (see `bits`); fill uint8[C];
+    images uint8[N,H,W,C]; ids int64[B]; table [256,C] and colours [2,C] of out's dtype (see `bits` and `colours`);
     seed and epoch in [0, 2**32); flip_mode and padding_mode positions in FLIPS and PADDINGS;
     translate and cutout in pixels, as `Policy.fits` allows them
     """
-    augment_rows(images, ids, ids, out, table, fill, seed, epoch, flip_mode, padding_mode, translate, cutout)
+    augment_rows(images, ids, ids, out, table, colours, seed, epoch, flip_mode, padding_mode, translate, cutout)

@@ -28,7 +28,9 @@ class Resident:
         self.images = images.to(device)
         self.labels = torch.from_numpy(store.labels(split)).to(device)
         self.table = table(store, dtype).to(device)
-        self.fill = torch.from_numpy(mean_pixel(store)).to(device)
+        fill = mean_pixel(store)
+        self.colours = kernels.colours(self.table.cpu(), fill, plan.policy.padding)
+        self.fill = torch.from_numpy(fill).to(device)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -48,7 +50,7 @@ class Resident:
             ids,
             kernels.bits(out),
             kernels.bits(self.table),
-            self.fill.numpy(),
+            kernels.bits(self.colours),
             self.plan.seed,
             epoch,
             FLIPS.index(policy.flip),

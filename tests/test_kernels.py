@@ -54,7 +54,8 @@ def test_batch_is_the_references(case):
 
     out = torch.full((len(ids), height, width, channels), torch.nan, dtype=dtype)
     modes = plan.FLIPS.index(policy.flip), plan.PADDINGS.index(policy.padding)
-    arguments = images, ids, kernels.bits(out), kernels.bits(table), fill, seed, epoch, *modes, policy.translate, policy.cutout
+    colours = kernels.bits(kernels.colours(table, fill, policy.padding))
+    arguments = images, ids, kernels.bits(out), kernels.bits(table), colours, seed, epoch, *modes, policy.translate, policy.cutout
     kernels.augment_batch(*arguments)
     assert torch.equal(out, expected)
 
