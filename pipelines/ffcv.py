@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import torch
 
-from pipelines import kernels
+from pipelines import kernels_cpu
 from pipelines.errors import InputError, NotInstalled
 from pipelines.plan import FLIPS, PADDINGS, Plan
 from pipelines.reference import mean_pixel, table
@@ -124,7 +124,7 @@ class Augment(Operation):
     def __init__(self, plan: Plan, fill: np.ndarray, lookup: torch.Tensor, pinned: bool):
         super().__init__()
         self.plan, self.lookup, self.pinned = plan, lookup, pinned
-        self.colours = kernels.bits(kernels.colours(lookup, fill, plan.policy.padding))
+        self.colours = kernels_cpu.bits(kernels_cpu.colours(lookup, fill, plan.policy.padding))
 
     def declare_state_and_memory(self, previous_state):
         """No buffer on a CPU, so every batch is the caller's to keep; a pinned one to upload from."""
@@ -134,13 +134,13 @@ class Augment(Operation):
     def generate_code(self):
         policy = self.plan.policy
         modes = FLIPS.index(policy.flip), PADDINGS.index(policy.padding), policy.translate, policy.cutout
-        bits = kernels.bits(self.lookup)
+        bits = kernels_cpu.bits(self.lookup)
 
         def augment(images, out, ids):
             if out is None:
                 out = torch.empty(images.shape, dtype=self.lookup.dtype)
             rows = np.arange(len(ids))
-            kernels.augment_rows(images, rows, ids, kernels.bits(out), bits, self.colours, self.plan.seed, self.epoch, *modes)
+            kernels_cpu.augment_rows(images, rows, ids, kernels_cpu.bits(out), bits, self.colours, self.plan.seed, self.epoch, *modes)
             return out
 
         augment.with_indices = True

@@ -1,6 +1,6 @@
 """Tenfold's own pipeline: the whole split in device memory, and one fused pass for each batch.
 
-On the CPU the pass is compiled by Numba (`kernels.py`); on a GPU it is a gather by torch operators.
+On the CPU the pass is compiled by Numba (`kernels_cpu.py`); on a GPU it is a gather by torch operators.
 
     from pipelines import resident
     for images, labels in resident.open("cifar10.safetensors", device="cuda").epoch(0): ...
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipelines import kernels
+from pipelines import kernels_cpu
 from pipelines.plan import FLIPS, PADDINGS, Augmentation, Plan, Policy
 from pipelines.reference import mean_pixel, table
 from pipelines.store import Store, read
@@ -29,7 +29,7 @@ class Resident:
         self.labels = torch.from_numpy(store.labels(split)).to(device)
         self.table = table(store, dtype).to(device)
         fill = mean_pixel(store)
-        self.colours = kernels.colours(self.table.cpu(), fill, plan.policy.padding)
+        self.colours = kernels_cpu.colours(self.table.cpu(), fill, plan.policy.padding)
         self.fill = torch.from_numpy(fill).to(device)
 
     def __len__(self) -> int:
@@ -45,12 +45,12 @@ class Resident:
         """[B,H,W,C]: fresh memory each time, so that the caller's batches stay as they are."""
         policy = self.plan.policy
         out = torch.empty((len(ids), *self.images.shape[1:]), dtype=self.dtype)
-        kernels.augment_batch(
+        kernels_cpu.augment_batch(
             self.images.numpy(),
             ids,
-            kernels.bits(out),
-            kernels.bits(self.table),
-            kernels.bits(self.colours),
+            kernels_cpu.bits(out),
+            kernels_cpu.bits(self.table),
+            kernels_cpu.bits(self.colours),
             self.plan.seed,
             epoch,
             FLIPS.index(policy.flip),

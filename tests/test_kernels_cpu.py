@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import kernels, plan, reference
+from pipelines import kernels_cpu, plan, reference
 
 WORDS = st.integers(0, plan.MASK)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -15,12 +15,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 @given(WORDS, WORDS, st.integers(0, 20), st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 200))
 @settings(max_examples=50, deadline=None)
 def test_hash_is_the_plans(seed, epoch, stream, ids, n):
-    assert kernels.mix(seed) == plan.mix(seed)
-    assert kernels.key(plan.SALT_A, seed, epoch, stream) == plan.key(plan.SALT_A, seed, epoch, stream)
+    assert kernels_cpu.mix(seed) == plan.mix(seed)
+    assert kernels_cpu.key(plan.SALT_A, seed, epoch, stream) == plan.key(plan.SALT_A, seed, epoch, stream)
     expected = plan.hash32(seed, epoch, stream, np.array(ids))
-    ours = [kernels.hash32(seed, epoch, stream, i) for i in ids]
+    ours = [kernels_cpu.hash32(seed, epoch, stream, i) for i in ids]
     assert ours == expected.tolist()
-    assert [kernels.below(n, h) for h in ours] == plan.below(n, expected).tolist()
+    assert [kernels_cpu.below(n, h) for h in ours] == plan.below(n, expected).tolist()
 
 
 def lookup(channels, dtype):
@@ -54,14 +54,14 @@ def test_batch_is_the_references(case):
 
     out = torch.full((len(ids), height, width, channels), torch.nan, dtype=dtype)
     modes = plan.FLIPS.index(policy.flip), plan.PADDINGS.index(policy.padding)
-    colours = kernels.bits(kernels.colours(table, fill, policy.padding))
-    arguments = images, ids, kernels.bits(out), kernels.bits(table), colours, seed, epoch, *modes, policy.translate, policy.cutout
-    kernels.augment_batch(*arguments)
+    colours = kernels_cpu.bits(kernels_cpu.colours(table, fill, policy.padding))
+    arguments = images, ids, kernels_cpu.bits(out), kernels_cpu.bits(table), colours, seed, epoch, *modes, policy.translate, policy.cutout
+    kernels_cpu.augment_batch(*arguments)
     assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_share_the_tensors_memory(dtype):
     tensor = torch.zeros(2, 3, dtype=dtype)
-    kernels.bits(tensor)[1, 2] = kernels.bits(torch.ones(1, dtype=dtype))[0]
+    kernels_cpu.bits(tensor)[1, 2] = kernels_cpu.bits(torch.ones(1, dtype=dtype))[0]
     assert tensor[1, 2] == 1 and tensor.sum() == 1
