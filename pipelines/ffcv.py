@@ -20,10 +20,9 @@ import numba
 import numpy as np
 import torch
 
-from pipelines import kernels_cpu
 from pipelines.errors import InputError, NotInstalled
-from pipelines.plan import FLIPS, PADDINGS, Plan
-from pipelines.reference import mean_pixel, table
+from pipelines.kernels_cpu import Pass
+from pipelines.plan import Plan
 from pipelines.store import AGAIN, Store, cache_folder, read, replacing
 
 
@@ -121,26 +120,20 @@ class Augment(Operation):
 
     epoch = 0
 
-    def __init__(self, plan: Plan, fill: np.ndarray, lookup: torch.Tensor, pinned: bool):
+    def __init__(self, fused: Pass, dtype: torch.dtype, pinned: bool):
         super().__init__()
-        self.plan, self.lookup, self.pinned = plan, lookup, pinned
-        self.colours = kernels_cpu.bits(kernels_cpu.colours(lookup, fill, plan.policy.padding))
+        self.fused, self.dtype, self.pinned = fused, dtype, pinned
 
     def declare_state_and_memory(self, previous_state):
         """No buffer on a CPU, so every batch is the caller's to keep; a pinned one to upload from."""
-        memory = AllocationQuery(previous_state.shape, self.lookup.dtype) if self.pinned else None
-        return replace(previous_state, jit_mode=False, dtype=self.lookup.dtype), memory
+        memory = AllocationQuery(previous_state.shape, self.dtype) if self.pinned else None
+        return replace(previous_state, jit_mode=False, dtype=self.dtype), memory
 
     def generate_code(self):
-        policy = self.plan.policy
-        modes = FLIPS.index(policy.flip), PADDINGS.index(policy.padding), policy.translate, policy.cutout
-        bits = kernels_cpu.bits(self.lookup)
-
         def augment(images, out, ids):
             if out is None:
-                out = torch.empty(images.shape, dtype=self.lookup.dtype)
-            rows = np.arange(len(ids))
-            kernels_cpu.augment_rows(images, rows, ids, kernels_cpu.bits(out), bits, self.colours, self.plan.seed, self.epoch, *modes)
+                out = torch.empty(images.shape, dtype=self.dtype)
+            self.fused(images, np.arange(len(ids)), ids, out, self.epoch)
             return out
 
         augment.with_indices = True
@@ -262,5 +255,5 @@ def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="c
     if device.type != "cpu" and (device.type != "cuda" or current is None or device.index not in (None, current)):
         found = "there is none here" if current is None else f"that is cuda:{current}"
         raise InputError(f"pipeline ffcv: device {device}: FFCV works on cpu or the current CUDA device ({found})")
-    augment = Augment(plan, mean_pixel(store), table(store, dtype), pinned=device.type == "cuda")
+    augment = Augment(Pass(store, plan, dtype), dtype, pinned=device.type == "cuda")
     return Ffcv(beton(store, split), plan, augment, device)

@@ -1,41 +1,71 @@
 """The plan on the CPU, compiled: its hash, and one fused pass from stored pixels to a normalised batch.
 
-Shapes: image_HWC and images_NHWC uint8, out_BHWC, table_256C and colours_2C of the output's bits.
+Shapes: images_NHWC uint8, out_BHWC; norm_2L and colours_2L hold one row of L = W * C elements each.
 
-Equal to `plan.py` and `reference.py` bit for bit. An output is written by looking up every pixel value, so
-the kernels move bits and never round: a float32 is handled as an int32, a float16 or a bfloat16 as an
-int16 (`bits`). Flip and padding are given by their positions in `plan.FLIPS` and `plan.PADDINGS`.
+Equal to `plan.py` and `reference.py` bit for bit. A pass reads each image once and writes the batch once. Rows are
+walked whole, as one run of elements whatever the shift, because only long runs of known step become vector
+instructions; what the shift brings in, and the cut square, are painted over afterwards. Half precision
+is written as int16 bits, since Numba has no 16-bit floats on a CPU. Flip and padding are given by their positions
+in `plan.FLIPS` and `plan.PADDINGS`.
 
 Numba widens uint32 operations to 64 bits, and uint64 with int64 to float64: hence a cast in every line of
-the hash.
+the hash. It checks signed indices for being negative, which costs the vector instructions: hence uint64 ones.
 """
 
+import os
+
+import numba
 import numpy as np
 import torch
-from numba import njit, prange, uint32, uint64
+from llvmlite import ir
+from numba import float32, int16, njit, prange, types, uint32, uint64
+from numba.extending import intrinsic, overload, register_jitable
 
-from pipelines.plan import CUT_X, CUT_Y, DX, DY, FLIP, FLIPS, PADDINGS, SALT_A, SALT_B
+from pipelines.plan import CUT_X, CUT_Y, DX, DY, FLIP, FLIPS, PADDINGS, SALT_A, SALT_B, Plan
+from pipelines.reference import mean_pixel, scaling, table
+from pipelines.store import Store
 
 RANDOM, ALTERNATE = FLIPS.index("random"), FLIPS.index("alternate")
 REFLECT = PADDINGS.index("reflect")
 STREAMS = (FLIP, DY, DX, CUT_Y, CUT_X)
-INTEGERS = {2: torch.int16, 4: torch.int32}  # by bytes an element
+
+if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    # OpenMP starts a pass in 2 us, TBB in 40: half the time of a small batch
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
-def bits(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as int16 or int32 of the same shape, shared: what the kernels read and write."""
-    return tensor.view(INTEGERS[tensor.element_size()]).numpy()
+class Pass:
+    """The fused pass of one plan: `pass_(images, rows, ids, out, epoch)`.
 
-
-def colours(table: torch.Tensor, fill: np.ndarray, padding: str) -> torch.Tensor:
-    """[2,C] of the table's dtype, normalised: what padding brings in (without use for "reflect"), and what cutout leaves.
-
-    fill uint8[C]. Not handed to the kernels as uint8[C]: FFCV changes Numba's shared type of such an array in place, and
-    everything compiled for it is lost.
+    dtype  of the batches: torch.float32, torch.float16 or torch.bfloat16
     """
-    channels = torch.arange(table.shape[1])
-    cut = table[torch.from_numpy(fill).long(), channels]
-    return torch.stack([cut if padding == "mean" else table[0], cut])
+
+    def __init__(self, store: Store, plan: Plan, dtype: torch.dtype):
+        policy, width = plan.policy, store.width
+        mean, std = scaling(store)
+        lookup, channels = table(store, dtype), torch.arange(store.channels)
+        cut = lookup[torch.from_numpy(mean_pixel(store)).long(), channels]
+        outside = cut if policy.padding == "mean" else lookup[0]
+        self.norm = np.tile(np.stack([mean, np.float32(1) / std]), width)
+        # not handed over as uint8[C]: FFCV changes Numba's type of such an array in place, and what was compiled is lost
+        self.colours = np.tile(_plain(torch.stack([outside, cut])), width)
+        self.seed, self.half = plan.seed, dtype == torch.float16
+        self.modes = FLIPS.index(policy.flip), PADDINGS.index(policy.padding), policy.translate, policy.cutout
+
+    def __call__(self, images: np.ndarray, rows: np.ndarray, ids: np.ndarray, out: torch.Tensor, epoch: int) -> None:
+        """Write samples `ids` (int64[B]), whose pixels are images[rows] (uint8[.,H,W,C], int64[B]), to out [B,H,W,C].
+
+        All cores work, without the interpreter's lock. Raises nothing: what reaches it is checked by `Plan`.
+        """
+        augment_batch(images, rows, ids, _plain(out), self.norm, self.colours, self.half, self.seed, epoch, *self.modes)
+
+
+def _plain(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as the kernels take it, shared: float32, or int16 bits of a 16-bit float."""
+    return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.int16).numpy()
+
+
+# The hash
 
 
 @njit(cache=True, nogil=True)
@@ -68,12 +98,6 @@ def hash32(seed, epoch, stream, sample):
 
 
 @njit(cache=True, nogil=True)
-def below(n, hashed):
-    """int64 in [0, n): `plan.below` of one hash."""
-    return np.int64((uint64(hashed) * uint64(n)) >> uint64(32))
-
-
-@njit(cache=True, nogil=True)
 def epoch_keys(seed, epoch, flip_mode):
     """uint32[5,2]: the keys of `STREAMS`, the same for a whole epoch; alternating flips draw in epoch 0."""
     keys = np.empty((len(STREAMS), 2), np.uint32)
@@ -86,8 +110,87 @@ def epoch_keys(seed, epoch, flip_mode):
 
 @njit(cache=True, nogil=True)
 def choose(keys, i, n, sample):
-    """int64 in [0, n): the choice that `STREAMS[i]` makes for a sample."""
-    return below(n, keyed(keys[i, 0], keys[i, 1], sample))
+    """int64 in [0, n): the choice that `STREAMS[i]` makes for a sample; `plan.below` of its hash."""
+    return np.int64((uint64(keyed(keys[i, 0], keys[i, 1], sample)) * uint64(n)) >> uint64(32))
+
+
+# Writing an element
+
+
+@intrinsic
+def half_bits(typingctx, value):
+    """int16: the bits of a float32 rounded to float16, by the processor's own conversion."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.int16(types.float32), codegen
+
+
+@intrinsic
+def float_bits(typingctx, value):
+    """uint32: the bits of a float32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+@register_jitable
+def bfloat_bits(value):
+    """int16: the bits of a float32 rounded to bfloat16, to nearest, ties to even; value is no NaN."""
+    word = float_bits(value)
+    return int16(uint32(word + uint32(0x7FFF) + ((word >> uint32(16)) & uint32(1))) >> uint32(16))
+
+
+def put(out, at, value, half):
+    """out[at] = value, as float32, or as the bits of float16 (`half`) or bfloat16 where `out` is int16."""
+
+
+@overload(put)
+def _put(out, at, value, half):
+    def write(out, at, value, half):
+        out[at] = value
+
+    def write_bits(out, at, value, half):
+        out[at] = half_bits(value) if half else bfloat_bits(value)
+
+    return write if out.dtype == types.float32 else write_bits
+
+
+# Rows: `source` and `out` are whole arrays as one run of elements, `a` and `b` where in them
+
+
+@njit(cache=True, nogil=True)
+def forward(source, a, out, b, norm, n, half):
+    """n elements in their order."""
+    for j in range(n):
+        put(out, b + uint64(j), (float32(source[a + uint64(j)]) - norm[0, j]) * norm[1, j], half)
+
+
+@njit(cache=True, nogil=True)
+def backward(source, a, out, b, norm, n, half, channels):
+    """n pixels, the source's taken from pixel `a` down."""
+    if channels == 3:  # unrolled, so that it becomes vector instructions: RGB is nearly every call
+        m0, m1, m2, s0, s1, s2 = norm[0, 0], norm[0, 1], norm[0, 2], norm[1, 0], norm[1, 1], norm[1, 2]
+        for k in range(n):
+            p, q = a - uint64(3) * uint64(k), b + uint64(3) * uint64(k)
+            put(out, q, (float32(source[p]) - m0) * s0, half)
+            put(out, q + uint64(1), (float32(source[p + uint64(1)]) - m1) * s1, half)
+            put(out, q + uint64(2), (float32(source[p + uint64(2)]) - m2) * s2, half)
+    else:
+        for k in range(n):
+            for c in range(channels):
+                p, q = a - uint64(channels * k) + uint64(c), b + uint64(channels * k + c)
+                put(out, q, (float32(source[p]) - norm[0, c]) * norm[1, c], half)
+
+
+@njit(cache=True, nogil=True)
+def paint(out, b, colour, n):
+    """n elements of the colour row."""
+    for k in range(n):
+        out[b + uint64(k)] = colour[k]
 
 
 @njit(cache=True, nogil=True)
@@ -98,83 +201,65 @@ def mirrored(i, n):
 
 
 @njit(cache=True, nogil=True)
-def look_up(row, out, table, first, last, begin, step):
-    """out[x] = table[row[begin + step * x]] for x in [first, last); row uint8[W,C], out [W,C]."""
-    if row.shape[1] == 3:  # unrolled: RGB is nearly every call
-        for x in range(first, last):
-            at = begin + step * x
-            out[x, 0], out[x, 1], out[x, 2] = table[row[at, 0], 0], table[row[at, 1], 1], table[row[at, 2], 2]
-    else:
-        for x in range(first, last):
-            for c in range(row.shape[1]):
-                out[x, c] = table[row[begin + step * x, c], c]
-
-
-@njit(cache=True, nogil=True)
-def look_up_mirrored(row, out, table, first, last, begin, step):
-    """`look_up` where the source column may lie outside the row."""
+def reflect(source, a, out, b, norm, begin, step, first, last, width, channels, half):
+    """Columns [first, last) of a row whose source columns begin + step * x may lie outside it."""
     for x in range(first, last):
-        at = mirrored(begin + step * x, row.shape[0])
-        for c in range(row.shape[1]):
-            out[x, c] = table[row[at, c], c]
+        at = mirrored(begin + step * x, width)
+        for c in range(channels):
+            p, q = uint64(a + at * channels + c), uint64(b + x * channels + c)
+            put(out, q, (float32(source[p]) - norm[0, c]) * norm[1, c], half)
+
+
+# Images
 
 
 @njit(cache=True, nogil=True)
-def paint(out, colour, first, last):
-    """out[x] = colour for x in [first, last); out [W,C], colour [C]."""
-    for x in range(first, last):
-        for c in range(out.shape[1]):
-            out[x, c] = colour[c]
-
-
-@njit(cache=True, nogil=True)
-def augment(image, out, table, colours, keys, sample, odd, flip_mode, padding_mode, translate, cutout):
-    """Write one sample as `reference.augment` makes it, normalised, to out [H,W,C].
-
-    image uint8[H,W,C]; table [256,C] and colours [2,C] of out's dtype; keys as `epoch_keys` gives them;
-    sample its id; odd 1 in odd epochs, else 0; translate and cutout in pixels
-    """
-    height, width, _ = image.shape
-    flip = flip_mode == RANDOM and choose(keys, 0, 2, sample) == 1
-    flip |= flip_mode == ALTERNATE and choose(keys, 0, 2, sample) != odd
-    dy = choose(keys, 1, 2 * translate + 1, sample) - translate
-    dx = choose(keys, 2, 2 * translate + 1, sample) - translate
-    cut_y = choose(keys, 3, height - cutout + 1, sample)
-    cut_x = choose(keys, 4, width - cutout + 1, sample)
+def augment(source, start, out, goal, shape, norm, colours, half, flip, dy, dx, cut_y, cut_x, mirror, cutout):
+    """Write the image that begins at element `start` to `goal`, treated as `reference.augment` does, and normalised."""
+    height, width, channels = shape
     first, last = max(0, -dx), min(width, width - dx)  # the columns whose source lies in the image
     begin, step = dx, 1
     if flip:
         first, last = width - last, width - first
         begin, step = width - 1 + dx, -1
     for y in range(height):
-        source, line, edges = y + dy, out[y], ((0, first), (last, width))
-        row = image[mirrored(source, height)]
-        if padding_mode == REFLECT or 0 <= source < height:
-            look_up(row, line, table, first, last, begin, step)
-        else:
-            edges = ((0, width), (0, 0))
-        for left, right in edges:
-            if padding_mode == REFLECT:
-                look_up_mirrored(row, line, table, left, right, begin, step)
+        line, above = goal + y * width * channels, y + dy
+        if mirror:
+            above = mirrored(above, height)
+        if 0 <= above < height:
+            row = start + above * width * channels
+            # a shifted row reads its neighbours' pixels, which are painted over; at the array's two ends there are none
+            ends = row + min(dx, 0) * channels < 0 or row + (width + max(dx, 0)) * channels > len(source)
+            low, high = (first, last) if ends else (0, width)
+            a, b = uint64(row + (begin + step * low) * channels), uint64(line + low * channels)
+            if flip:
+                backward(source, a, out, b, norm, high - low, half, channels)
             else:
-                paint(line, colours[0], left, right)
+                forward(source, a, out, b, norm, (high - low) * channels, half)
+            if mirror:
+                reflect(source, row, out, line, norm, begin, step, 0, first, width, channels, half)
+                reflect(source, row, out, line, norm, begin, step, last, width, width, channels, half)
+            else:
+                paint(out, uint64(line), colours[0], first * channels)
+                paint(out, uint64(line + last * channels), colours[0], (width - last) * channels)
+        else:
+            paint(out, uint64(line), colours[0], width * channels)
         if cut_y <= y < cut_y + cutout:
-            paint(line, colours[1], cut_x, cut_x + cutout)
+            paint(out, uint64(line + cut_x * channels), colours[1], cutout * channels)
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def augment_rows(images, rows, ids, out, table, colours, seed, epoch, flip_mode, padding_mode, translate, cutout):
-    """`augment_batch` where sample ids[i] lies at images[rows[i]]; rows int64[B]."""
-    keys = epoch_keys(seed, epoch, flip_mode)
+def augment_batch(images, rows, ids, out, norm, colours, half, seed, epoch, flip_mode, padding_mode, translate, cutout):
+    """`Pass.__call__` with its settings as plain values."""
+    keys, odd = epoch_keys(seed, epoch, flip_mode), epoch & 1
+    shape = images.shape[1], images.shape[2], images.shape[3]
+    source, goal, size = images.reshape(-1), out.reshape(-1), shape[0] * shape[1] * shape[2]
     for i in prange(len(ids)):
-        augment(images[rows[i]], out[i], table, colours, keys, ids[i], epoch & 1, flip_mode, padding_mode, translate, cutout)
-
-
-def augment_batch(images, ids, out, table, colours, seed, epoch, flip_mode, padding_mode, translate, cutout):
-    """Write samples `ids` of an epoch, augmented and normalised, to out [B,H,W,C]; all cores, without the GIL.
-
-    images uint8[N,H,W,C]; ids int64[B]; table [256,C] and colours [2,C] of out's dtype (see `bits` and `colours`);
-    seed and epoch in [0, 2**32); flip_mode and padding_mode positions in FLIPS and PADDINGS;
-    translate and cutout in pixels, as `Policy.fits` allows them
-    """
-    augment_rows(images, ids, ids, out, table, colours, seed, epoch, flip_mode, padding_mode, translate, cutout)
+        sample = ids[i]
+        flip = flip_mode == RANDOM and choose(keys, 0, 2, sample) == 1
+        flip |= flip_mode == ALTERNATE and choose(keys, 0, 2, sample) != odd
+        dy = choose(keys, 1, 2 * translate + 1, sample) - translate
+        dx = choose(keys, 2, 2 * translate + 1, sample) - translate
+        cut_y, cut_x = choose(keys, 3, shape[0] - cutout + 1, sample), choose(keys, 4, shape[1] - cutout + 1, sample)
+        mirror, start = padding_mode == REFLECT, rows[i] * size
+        augment(source, start, goal, i * size, shape, norm, colours, half, flip, dy, dx, cut_y, cut_x, mirror, cutout)

@@ -95,7 +95,7 @@ def test_what_ffcv_cannot_do_is_refused_in_one_line(store, tmp_path):
 
 def test_an_error_in_ffcvs_thread_reaches_the_caller(store):
     ours = pipelines.open("ffcv", store, batch_size=8)
-    ours.augment.colours = None
+    ours.augment.fused.colours = None
     before = threading.active_count()
     with pytest.raises(numba.TypingError):
         list(ours.epoch(0))

@@ -1,32 +1,61 @@
-"""The resident pipeline's torch gather, which the contract test does not reach on the CPU."""
+"""The resident pipeline beyond the contract: its buffers, and its two-line use."""
 
 import pytest
 import torch
 
 import pipelines
-from conftest import make_store
 from pipelines import resident
-from pipelines.plan import FLIPS, PADDINGS, Policy
+from pipelines.buffers import KEPT, Buffers
+from pipelines.errors import InputError
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("flip", FLIPS)
-@pytest.mark.parametrize("size", [(5, 9, 1), (32, 32, 3), (12, 7, 4)], ids=str)
-def test_gather_equals_the_reference(size, flip, padding, tmp_path):
-    height, width, channels = size
-    store = make_store(tmp_path / "s.safetensors", 13, 2, height, width, channels)
-    policy = Policy(flip, translate=3, padding=padding, cutout=4)
-    ours = resident.open(store, batch_size=13, policy=policy, seed=5)
-    for epoch in (0, 1):
-        images, _ = next(iter(pipelines.open("reference", store, batch_size=13, policy=policy, seed=5).epoch(epoch)))
-        ids = next(ours.plan.batches(epoch))
-        assert torch.equal(ours._gathered(epoch, ids).permute(0, 3, 1, 2), images)
-        assert torch.equal(next(iter(ours.epoch(epoch)))[0], images)
+def test_iterating_gives_one_epoch_after_another(store):
+    ours = resident.open(str(store.path), batch_size=16)
+    for epoch in range(3):
+        expected = list(pipelines.open("reference", store, batch_size=16).epoch(epoch))
+        got = list(ours)
+        assert all(torch.equal(a, b) and torch.equal(y, z) for (a, y), (b, z) in zip(got, expected, strict=True))
+
+
+def test_memory_is_used_again_once_it_is_let_go(store):
+    ours, places = resident.open(store, batch_size=4), set()
+    for images, _ in ours.epoch(0):
+        places.add(images.data_ptr())
+    assert len(places) <= KEPT
+
+
+@pytest.mark.parametrize("hold", [lambda t: t, lambda t: t[:1], lambda t: t.permute(2, 0, 1), lambda t: t.numpy()], ids=range(4))
+def test_whatever_still_holds_a_batch_keeps_it(hold):
+    buffers = Buffers((2, 3), torch.float32)
+    held = [hold(buffers.take(5).fill_(i)) for i in range(8)]
+    assert all((h == i).all() for i, h in enumerate(held))
+
+
+def test_what_backward_needs_is_held_too():
+    buffers, weight = Buffers((3,), torch.float32), torch.ones(3, requires_grad=True)
+    losses = [(buffers.take(2).fill_(i) * weight).sum() for i in range(6)]
+    for i, loss in enumerate(losses):
+        weight.grad = None
+        loss.backward()
+        assert weight.grad.tolist() == [2.0 * i] * 3
+
+
+def test_a_smaller_last_batch_fits_into_a_larger_buffer():
+    buffers = Buffers((2,), torch.bfloat16)
+    first = buffers.take(8)
+    place = first.data_ptr()
+    del first
+    assert buffers.take(3).data_ptr() == place and buffers.take(3).shape == (3, 2)
+
+
+def test_an_unknown_dtype_is_refused(store):
+    with pytest.raises(InputError, match="float64"):
+        resident.open(store, dtype=torch.float64)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", resident.DTYPES, ids=str)
 def test_gpu_gives_the_cpus_pixels(dtype, store):
     on_gpu = resident.open(store, batch_size=16, device="cuda", dtype=dtype)
     on_cpu = resident.open(store, batch_size=16, dtype=dtype)
