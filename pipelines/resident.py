@@ -9,13 +9,15 @@ Shapes: images_NHWC uint8, ids_B int64, batch [B,C,H,W] in channels_last memory 
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipelines.buffers import Buffers
 from pipelines.errors import InputError
 from pipelines.kernels_cpu import Pass
-from pipelines.plan import Plan
+from pipelines.plan import Plan, Policy
 from pipelines.store import Store, read
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,8 +48,32 @@ class Resident:
             del out  # or this frame would hold the batch while the next is made
 
 
-def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False):
-    """Open the resident pipeline; arguments as in `pipelines.open`."""
+def open(
+    store: str | Path | Store,
+    split: str = "train",
+    *,
+    batch_size: int = 512,
+    policy: Policy | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    ids: np.ndarray | None = None,
+    drop_last: bool = False,
+) -> Resident:
+    """Open the resident pipeline on a store: its path, or an open one.
+
+    split       "train" or "test"
+    batch_size  images a batch; the last batch of an epoch has what is left, or is left out with `drop_last`
+    policy      what may happen to an image (`plan.Policy`); without one, train gets a random flip, a shift of up to 4 pixels
+                and a cut square of 8, and test is left as it is, in the store's order
+    seed        integer in [0, 2**32); the same seed gives the same batches, on every device and in every pipeline
+    device      where the batches are wanted
+    dtype       torch.float32, torch.float16 or torch.bfloat16
+    ids         int64[n], the samples to use, as positions in the split; all of them without it
+
+    Batches are images [B,C,H,W] of `dtype`, channels_last, (value - mean) / std of the train split, and labels int64[B].
+    Raises `InputError`, in one line, for a file that is no store and for settings that cannot be.
+    """
     store, device = read(store), torch.device(device)
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
     if dtype not in DTYPES:
