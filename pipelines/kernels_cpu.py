@@ -159,38 +159,44 @@ def _put(out, at, value, half):
     return write if out.dtype == types.float32 else write_bits
 
 
-# Rows: `source` and `out` are whole arrays as one run of elements, `a` and `b` where in them
+# Blocks of rows: `source` and `out` are whole arrays as one run of elements, `a` and `b` where in them a block
+# begins, `line` the elements of an image's row. Each loops over its rows itself: a call a row cost three times the work.
 
 
 @njit(cache=True, nogil=True)
-def forward(source, a, out, b, norm, n, half):
-    """n elements in their order."""
-    for j in range(n):
-        put(out, b + uint64(j), (float32(source[a + uint64(j)]) - norm[0, j]) * norm[1, j], half)
+def forward(source, a, out, b, norm, rows, n, line, half):
+    """The first n elements of each row, in their order."""
+    for y in range(rows):
+        p, q = a + uint64(y * line), b + uint64(y * line)
+        for j in range(n):
+            put(out, q + uint64(j), (float32(source[p + uint64(j)]) - norm[0, j]) * norm[1, j], half)
 
 
 @njit(cache=True, nogil=True)
-def backward(source, a, out, b, norm, n, half, channels):
-    """n pixels, the source's taken from pixel `a` down."""
-    if channels == 3:  # unrolled, so that it becomes vector instructions: RGB is nearly every call
-        m0, m1, m2, s0, s1, s2 = norm[0, 0], norm[0, 1], norm[0, 2], norm[1, 0], norm[1, 1], norm[1, 2]
+def backward(source, a, out, b, norm, rows, n, line, half, channels):
+    """n pixels of each row, the source's taken from pixel `a` down."""
+    for y in range(rows):
+        p, q = a + uint64(y * line), b + uint64(y * line)
+        if channels == 3:  # unrolled, so that it becomes vector instructions: RGB is nearly every call
+            m0, m1, m2, s0, s1, s2 = norm[0, 0], norm[0, 1], norm[0, 2], norm[1, 0], norm[1, 1], norm[1, 2]
+            for k in range(n):
+                i, o = p - uint64(3) * uint64(k), q + uint64(3) * uint64(k)
+                put(out, o, (float32(source[i]) - m0) * s0, half)
+                put(out, o + uint64(1), (float32(source[i + uint64(1)]) - m1) * s1, half)
+                put(out, o + uint64(2), (float32(source[i + uint64(2)]) - m2) * s2, half)
+        else:
+            for k in range(n):
+                for c in range(channels):
+                    i, o = p - uint64(channels * k) + uint64(c), q + uint64(channels * k + c)
+                    put(out, o, (float32(source[i]) - norm[0, c]) * norm[1, c], half)
+
+
+@njit(cache=True, nogil=True)
+def paint(out, b, colour, rows, n, line):
+    """The first n elements of each row from a row of colour."""
+    for y in range(rows):
         for k in range(n):
-            p, q = a - uint64(3) * uint64(k), b + uint64(3) * uint64(k)
-            put(out, q, (float32(source[p]) - m0) * s0, half)
-            put(out, q + uint64(1), (float32(source[p + uint64(1)]) - m1) * s1, half)
-            put(out, q + uint64(2), (float32(source[p + uint64(2)]) - m2) * s2, half)
-    else:
-        for k in range(n):
-            for c in range(channels):
-                p, q = a - uint64(channels * k) + uint64(c), b + uint64(channels * k + c)
-                put(out, q, (float32(source[p]) - norm[0, c]) * norm[1, c], half)
-
-
-@njit(cache=True, nogil=True)
-def paint(out, b, colour, n):
-    """n elements of the colour row."""
-    for k in range(n):
-        out[b + uint64(k)] = colour[k]
+            out[b + uint64(y * line + k)] = colour[k]
 
 
 @njit(cache=True, nogil=True)
@@ -201,51 +207,66 @@ def mirrored(i, n):
 
 
 @njit(cache=True, nogil=True)
-def reflect(source, a, out, b, norm, begin, step, first, last, width, channels, half):
-    """Columns [first, last) of a row whose source columns begin + step * x may lie outside it."""
-    for x in range(first, last):
-        at = mirrored(begin + step * x, width)
-        for c in range(channels):
-            p, q = uint64(a + at * channels + c), uint64(b + x * channels + c)
-            put(out, q, (float32(source[p]) - norm[0, c]) * norm[1, c], half)
+def reflect(source, start, out, goal, norm, shape, dy, begin, step, first, last, half):
+    """Columns [first, last) of every row, whose source columns begin + step * x may lie outside the image."""
+    height, width, channels = shape
+    for y in range(height):
+        row = start + mirrored(y + dy, height) * width * channels
+        for x in range(first, last):
+            at = row + mirrored(begin + step * x, width) * channels
+            for c in range(channels):
+                value = (float32(source[uint64(at + c)]) - norm[0, c]) * norm[1, c]
+                put(out, uint64(goal + (y * width + x) * channels + c), value, half)
 
 
 # Images
 
 
 @njit(cache=True, nogil=True)
+def shift(source, start, out, goal, shape, norm, flip, dy, dx, top, rows, half):
+    """Rows [top, top + rows) of the finished image, whose source rows lie in the image and follow one another.
+
+    Rows are taken whole: where the shift leads beside the image they hold its neighbours' pixels, to be painted over.
+    """
+    height, width, channels = shape
+    line = width * channels
+    low, high = 0, width
+    if start + (top + dy) * line + min(dx, 0) * channels < 0 or start + (top + dy + rows) * line + max(dx, 0) * channels > len(source):
+        low, high = max(0, -dx), min(width, width - dx)  # at the array's two ends there is no neighbour
+        if flip:
+            low, high = width - high, width - low
+    column = width - 1 + dx - low if flip else dx + low
+    a, b = uint64(start + (top + dy) * line + column * channels), uint64(goal + top * line + low * channels)
+    if flip:
+        backward(source, a, out, b, norm, rows, high - low, line, half, channels)
+    else:
+        forward(source, a, out, b, norm, rows, (high - low) * channels, line, half)
+
+
+@njit(cache=True, nogil=True)
 def augment(source, start, out, goal, shape, norm, colours, half, flip, dy, dx, cut_y, cut_x, mirror, cutout):
     """Write the image that begins at element `start` to `goal`, treated as `reference.augment` does, and normalised."""
     height, width, channels = shape
-    first, last = max(0, -dx), min(width, width - dx)  # the columns whose source lies in the image
+    line = width * channels
+    top, bottom = max(0, -dy), min(height, height - dy)  # the rows and columns whose source lies in the image
+    first, last = max(0, -dx), min(width, width - dx)
     begin, step = dx, 1
     if flip:
         first, last = width - last, width - first
         begin, step = width - 1 + dx, -1
-    for y in range(height):
-        line, above = goal + y * width * channels, y + dy
-        if mirror:
-            above = mirrored(above, height)
-        if 0 <= above < height:
-            row = start + above * width * channels
-            # a shifted row reads its neighbours' pixels, which are painted over; at the array's two ends there are none
-            ends = row + min(dx, 0) * channels < 0 or row + (width + max(dx, 0)) * channels > len(source)
-            low, high = (first, last) if ends else (0, width)
-            a, b = uint64(row + (begin + step * low) * channels), uint64(line + low * channels)
-            if flip:
-                backward(source, a, out, b, norm, high - low, half, channels)
-            else:
-                forward(source, a, out, b, norm, (high - low) * channels, half)
-            if mirror:
-                reflect(source, row, out, line, norm, begin, step, 0, first, width, channels, half)
-                reflect(source, row, out, line, norm, begin, step, last, width, width, channels, half)
-            else:
-                paint(out, uint64(line), colours[0], first * channels)
-                paint(out, uint64(line + last * channels), colours[0], (width - last) * channels)
-        else:
-            paint(out, uint64(line), colours[0], width * channels)
-        if cut_y <= y < cut_y + cutout:
-            paint(out, uint64(line + cut_x * channels), colours[1], cutout * channels)
+    shift(source, start, out, goal, shape, norm, flip, dy, dx, top, bottom - top, half)
+    if mirror:
+        for y in range(height):
+            if y < top or y >= bottom:
+                shift(source, start, out, goal, shape, norm, flip, mirrored(y + dy, height) - y, dx, y, 1, half)
+        reflect(source, start, out, goal, norm, shape, dy, begin, step, 0, first, half)
+        reflect(source, start, out, goal, norm, shape, dy, begin, step, last, width, half)
+    else:
+        paint(out, uint64(goal), colours[0], top, line, line)
+        paint(out, uint64(goal + bottom * line), colours[0], height - bottom, line, line)
+        paint(out, uint64(goal + top * line), colours[0], bottom - top, first * channels, line)
+        paint(out, uint64(goal + top * line + last * channels), colours[0], bottom - top, (width - last) * channels, line)
+    paint(out, uint64(goal + cut_y * line + cut_x * channels), colours[1], cutout, cutout * channels, line)
 
 
 @njit(cache=True, nogil=True, parallel=True)
