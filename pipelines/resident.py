@@ -3,17 +3,20 @@
     from pipelines import resident
     for images, labels in resident.open("cifar10.safetensors", device="cuda"): ...
 
-On the CPU the pass is compiled by Numba (`kernels_cpu.py`). Any other device gets what the CPU made.
+On the CPU the pass is compiled by Numba (`kernels_cpu.py`), on a CUDA device by Triton (`resident_gpu.py`). Any other
+device, or CUDA without Triton, gets what the CPU made.
 
 Shapes: images_NHWC uint8, ids_B int64, batch [B,C,H,W] in channels_last memory order.
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipelines import Pipeline
 from pipelines.buffers import Buffers
 from pipelines.errors import InputError
 from pipelines.kernels_cpu import Pass
@@ -59,7 +62,7 @@ def open(
     dtype: torch.dtype = torch.float32,
     ids: np.ndarray | None = None,
     drop_last: bool = False,
-) -> Resident:
+) -> Pipeline:
     """Open the resident pipeline on a store: its path, or an open one.
 
     split       "train" or "test"
@@ -78,4 +81,8 @@ def open(
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
     if dtype not in DTYPES:
         raise InputError(f"pipeline resident: dtype {dtype}: choose float32, float16 or bfloat16")
+    if device.type == "cuda" and find_spec("triton"):
+        from pipelines.resident_gpu import ResidentGPU  # here, because importing Triton takes a second, and not every machine has it
+
+        return ResidentGPU(store, split, plan, device, dtype)
     return Resident(store, split, plan, device, dtype)
