@@ -26,6 +26,9 @@ class Pipeline(Protocol):
     def __len__(self) -> int:
         """Steps an epoch."""
 
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch after another: the first loop is `epoch(0)`, the next `epoch(1)` (`turns.Turns`)."""
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of an epoch from step `start` on, pixel for pixel as `reference.py` does.
 

@@ -18,6 +18,7 @@ from pipelines.errors import InputError, NotInstalled
 from pipelines.plan import Plan, Policy
 from pipelines.reference import mean_pixel, scaling
 from pipelines.store import AGAIN, Store, read
+from pipelines.turns import Turns
 
 try:
     from nvidia.dali import fn, pipeline_def, types
@@ -103,7 +104,7 @@ def graph(source: Source, store: Store, policy: Policy, cuda: bool, dtype: types
     return images, labels.gpu() if cuda else labels
 
 
-class Dali:
+class Dali(Turns):
     """The contract, by DALI; see `pipelines.Pipeline`. Its graph and threads live as long as this object."""
 
     def __init__(self, store: Store, split: str, plan: Plan, device: torch.device, dtype: torch.dtype):

@@ -24,6 +24,7 @@ from pipelines.errors import InputError, NotInstalled
 from pipelines.kernels_cpu import Pass
 from pipelines.plan import Plan
 from pipelines.store import AGAIN, Store, cache_folder, read, replacing
+from pipelines.turns import Turns
 
 
 @contextmanager
@@ -202,7 +203,7 @@ def compiled_once():
         Compiler.compile = own
 
 
-class Ffcv:
+class Ffcv(Turns):
     """The contract, by FFCV; see `pipelines.Pipeline`."""
 
     def __init__(self, path: Path, plan: Plan, augment: Augment, device: torch.device):

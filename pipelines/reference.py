@@ -8,6 +8,7 @@ import torch
 
 from pipelines.plan import Plan, Policy
 from pipelines.store import Store, read
+from pipelines.turns import Turns
 
 PAD_MODES = {"zero": "constant", "mean": "constant", "reflect": "reflect"}
 
@@ -56,7 +57,7 @@ def pixels(store: Store, plan: Plan, split: str, epoch: int, ids: np.ndarray) ->
     return np.stack([augment(images[i], plan.policy, fill, *choices) for i, *choices in rows])
 
 
-class Reference:
+class Reference(Turns):
     """The contract, in the plainest way; see `pipelines.Pipeline`."""
 
     def __init__(self, store: Store, split: str, plan: Plan, device: torch.device, dtype: torch.dtype):

@@ -10,11 +10,13 @@ Shapes: images_NHWC uint8, ids_B int64, batch [B,C,H,W] in channels_last memory 
 """
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from pipelines import Pipeline
 from pipelines.buffers import Buffers
@@ -22,26 +24,23 @@ from pipelines.errors import InputError
 from pipelines.kernels_cpu import Pass
 from pipelines.plan import Plan, Policy
 from pipelines.store import Store, read
+from pipelines.turns import Turns
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Resident:
-    """See `pipelines.Pipeline`. Iterating over it gives one epoch after another: the first loop is epoch 0, the next 1."""
+class Resident(Turns):
+    """See `pipelines.Pipeline`."""
 
     def __init__(self, store: Store, split: str, plan: Plan, device: torch.device, dtype: torch.dtype):
         self.plan, self.device = plan, device
-        self.images, self.labels = store.images(split), store.labels(split)
+        progress = partial(tqdm, desc=f"decode {split}", unit=" images", disable=None, leave=False)
+        self.images, self.labels = store.images(split, progress), store.labels(split)
         self.fused = Pass(store, plan, dtype)
         self.buffers = Buffers(self.images.shape[1:], dtype)
-        self.next_epoch = 0
 
     def __len__(self) -> int:
         return len(self.plan)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self.next_epoch += 1
-        return self.epoch(self.next_epoch - 1)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for ids in self.plan.batches(epoch, start):

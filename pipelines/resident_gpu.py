@@ -17,6 +17,7 @@ from pipelines import kernels_gpu
 from pipelines.placement import PLACES, Chunk, OnDevice, Staged, places, settle
 from pipelines.plan import Plan
 from pipelines.store import Store
+from pipelines.turns import Turns
 
 CHUNK = 512 * 2**20  # bytes of batches a launch makes: CIFAR's whole epoch in half precision; from some 16 MiB on a launch costs nothing
 SHARE = 16  # a chunk is at most this fraction of the free memory, because a caller may hold the last while the next is made
@@ -28,7 +29,7 @@ def steps_at_once(batch_bytes: int, limit: int) -> int:
     return max(1, limit // batch_bytes)
 
 
-class ResidentGPU:
+class ResidentGPU(Turns):
     """See `pipelines.Pipeline`; iterating gives one epoch after another, as `resident.Resident` does.
 
     `place` is where the images lie, one of `placement.PLACES`.

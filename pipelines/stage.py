@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pipelines import plan
 from pipelines.errors import InputError
 from pipelines.plan import Plan, below, hash32, unit
+from pipelines.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Extra:
         return any((self.affine_p, self.erase_p and self.erase, self.grey_p))
 
 
-class Stage:
+class Stage(Turns):
     """A pipeline with `Extra` behind it; itself a `pipelines.Pipeline`.
 
     mean, std  the store's, fractions of 1: grey needs pixels again

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from pipelines.plan import Plan
 from pipelines.reference import mean_pixel, scaling
 from pipelines.store import Store, read
+from pipelines.turns import Turns
 
 
 class Images(Dataset):
@@ -62,7 +63,7 @@ class Keys:
             yield list(zip(ids.tolist(), *(c.tolist() for c in choices)))
 
 
-class Torchvision:
+class Torchvision(Turns):
     """See `pipelines.Pipeline`."""
 
     def __init__(self, store: Store, split: str, plan: Plan, device: torch.device, dtype: torch.dtype, workers: int):

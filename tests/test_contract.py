@@ -81,6 +81,13 @@ def test_two_epochs_differ(name, store):
 
 
 @pytest.mark.parametrize("name", LOADERS)
+def test_iterating_gives_one_epoch_after_another(name, store):
+    ours, theirs = opened(name, str(store.path), batch_size=16), pipelines.open("reference", store, batch_size=16)
+    for epoch in range(3):
+        same(list(ours), held(theirs, epoch))
+
+
+@pytest.mark.parametrize("name", LOADERS)
 def test_leaving_early_leaks_nothing_and_the_next_epoch_is_right(name, store):
     ours = opened(name, store, batch_size=4)
     theirs = pipelines.open("reference", store, batch_size=4)

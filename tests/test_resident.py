@@ -3,18 +3,9 @@
 import pytest
 import torch
 
-import pipelines
 from pipelines import resident
 from pipelines.buffers import KEPT, Buffers
 from pipelines.errors import InputError
-
-
-def test_iterating_gives_one_epoch_after_another(store):
-    ours = resident.open(str(store.path), batch_size=16)
-    for epoch in range(3):
-        expected = list(pipelines.open("reference", store, batch_size=16).epoch(epoch))
-        got = list(ours)
-        assert all(torch.equal(a, b) and torch.equal(y, z) for (a, y), (b, z) in zip(got, expected, strict=True))
 
 
 def test_memory_is_used_again_once_it_is_let_go(store):
