@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-from train.report import save  # noqa: E402
+from train.report import save
 
 LABELS = {  # how a row is called in a picture
     "resident": "Tenfold resident",
@@ -39,6 +34,8 @@ def colour(name: str) -> str:
 
 def loaders(results: list[dict], copies: list[dict], title: str, path: str) -> None:
     """Images/s of every loader on a log axis beside the copy bound, for one batch size and dtype: 512 and float32 if measured."""
+    import matplotlib.pyplot as plt  # here: without it the figures are still measured
+
     settings = [(c["batch_size"], c["dtype"]) for c in copies]
     size, dtype = (512, "float32") if (512, "float32") in settings else settings[0]
     bars = [r for r in results if (r["batch_size"], r["dtype"]) == (size, dtype) and "missing" not in r]

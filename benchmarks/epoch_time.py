@@ -7,75 +7,34 @@ shared machine falls on all. "fixed batch" trains on one batch over and over: th
 costs nothing would reach. Set-up (opening, compiling, first batch) and the first epoch stand apart.
 """
 
-import argparse
 import sys
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
-import pipelines  # noqa: E402
+from benchmarks.contenders import CEILING, Contender, arguments, parse  # noqa: E402
 from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
 from pipelines import data  # noqa: E402
-from pipelines.errors import InputError, NotInstalled, exit_code  # noqa: E402
+from pipelines.errors import InputError, exit_code  # noqa: E402
 from train.evaluate import evaluate  # noqa: E402
-from train.loop import Training, device_of  # noqa: E402
+from train.loop import device_of  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
-from train.run import assemble  # noqa: E402
-from train.stopwatch import Stopwatch  # noqa: E402
 
-CEILING = "fixed batch"
 HEADER = ["pipeline", "set-up s", "first epoch s", "loader images/s", "training images/s", "epoch s", "of ceiling", "test accuracy"]
 
 
-class FixedBatch:
-    """The first batch of a pipeline, again and again: loading that costs nothing."""
-
-    def __init__(self, pipeline):
-        self.plan, (self.images, self.labels) = pipeline.plan, next(iter(pipeline.epoch(0)))
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def epoch(self, epoch: int, start: int = 0):
-        for ids in self.plan.batches(epoch, start):
-            yield self.images[: len(ids)], self.labels[: len(ids)]
-
-
 @dataclass
-class Row:
-    """One pipeline's figures; `missing` says why it has none."""
+class Row(Contender):
+    """One pipeline's figures, in seconds."""
 
-    name: str
-    missing: str = ""
-    setup: float = 0.0
-    training: Training | None = None
-    loading: list[float] = field(default_factory=list)  # seconds of each pass without training
-    epochs: list[float] = field(default_factory=list)  # seconds of each training epoch, the first included
+    loading: list[float] = field(default_factory=list)  # of each pass without training
+    epochs: list[float] = field(default_factory=list)  # of each training epoch, the first included
     accuracy: float = 0.0
 
     def images_per_second(self, seconds: list[float]) -> Spread:
         count = len(self.training.train.plan.ids)
         return Spread.of([count / s for s in seconds])
-
-
-def prepare(name: str, recipe: Recipe, store, device: torch.device) -> Row:
-    """Open one pipeline and take its first batch; a loader that is not installed is a row that says so."""
-    row, begin = Row(name), time.perf_counter()
-    try:
-        loader = recipe.pipeline if name == CEILING else name
-        row.training = assemble(replace(recipe, pipeline=loader), store, device, Stopwatch(device))
-    except NotInstalled as missing:
-        row.missing = str(missing)
-        return row
-    if name == CEILING:
-        row.training.train = FixedBatch(row.training.train)
-    row.training.warm_up()
-    row.setup = time.perf_counter() - begin
-    return row
 
 
 def load(row: Row, epoch: int) -> None:
@@ -96,7 +55,9 @@ def train(row: Row, epoch: int) -> None:
 def measure(names: list[str], recipe: Recipe, passes: int, say=print) -> list[Row]:
     """All rows, measured in turns: first the passes without training, then the training epochs."""
     store, device = data.locate(recipe.data), device_of(recipe)
-    rows = [prepare(name, recipe, store, device) for name in [*names, CEILING]]
+    rows = [Row(name) for name in [*names, CEILING]]
+    for row in rows:
+        row.prepare(recipe, store, device)
     running = [row for row in rows if row.training]
     for number in range(passes + 1):
         for row in running:
@@ -181,25 +142,13 @@ def chart(results: list[dict], title: str, path: str) -> None:
     save(Path(path), figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="", help="a store or a source (default: as python -m train)")
-    parser.add_argument("--pipelines", nargs="+", default=[n for n in pipelines.names() if n != "reference"], help="which to measure")
-    parser.add_argument("--net", default="level1")
-    parser.add_argument("--batch-size", type=int, default=512)
+def main(given: list[str] | None = None) -> None:
+    parser = arguments(__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=4, help="training epochs, the first of which stands apart (default 4)")
     parser.add_argument("--passes", type=int, default=5, help="passes without training, beside a first (default 5)")
-    parser.add_argument("--limit", type=int, default=0, help="training images, balanced; 0 for all")
-    parser.add_argument("--cutout", type=int, default=8, help="pixels")
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--chart", metavar="FILE", help="draw a bar chart there (.png)")
-    asked = vars(parser.parse_args())
-    files = {key: asked.pop(key) for key in ("json", "chart")}
-    names, passes = asked.pop("pipelines"), asked.pop("passes")
+    asked, names, files = parse(parser, given)
+    passes = asked.pop("passes")
     if asked["epochs"] < 2 or passes < 1:
         raise InputError("--epochs needs 2 or more and --passes 1 or more: the first of each is not counted")
     recipe = Recipe(**asked, momentum=0.9, schedule="linear")

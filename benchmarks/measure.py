@@ -35,7 +35,7 @@ class Spread:
 def facts(store: Store, device: torch.device, settings: dict) -> dict:
     """Command, commit, machine, versions, data and settings: what stands beside every figure."""
     return {
-        "command": shlex.join(["python", *([f"-m {sys.argv[0]}"] if sys.argv[0].startswith("benchmarks.") else [Path(sys.argv[0]).name]), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": commit(),
         "hardware": hardware(device),
         "versions": versions(),

@@ -130,11 +130,23 @@ class Training:
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One update. The detached loss (mean over the batch, float32) and the logits."""
+        loss, logits = self.forward(images, labels)
+        self.backward(loss)
+        self.update()
+        return loss.detach(), logits.detach()
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, logits) of a batch, with their graph."""
         with self.autocast():
             logits = self.net(images)
-        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing), logits
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Fresh gradients of the scaled loss."""
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        """Move the weights by their gradients."""
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return loss.detach(), logits.detach()

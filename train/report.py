@@ -1,15 +1,25 @@
-"""What a person looks at: curves, confusion matrix, wrong predictions, and a page that shows them."""
+"""What a person looks at: curves, confusion matrix, wrong predictions, and a page that shows them.
 
+Without matplotlib there is the page alone, and a line on stderr that says so.
+"""
+
+from __future__ import annotations  # plt.Figure is not looked up, as plt may be None
+
+import sys
 from pathlib import Path
 
-import matplotlib
+import numpy as np
 
-matplotlib.use("Agg")  # no screen is asked for
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+from pipelines.store import Store, replacing
+from train.evaluate import Outcome
 
-from pipelines.store import Store, replacing  # noqa: E402
-from train.evaluate import Outcome  # noqa: E402
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is asked for
+    import matplotlib.pyplot as plt
+except ImportError:  # a borrowed GPU's image may lack it, and a training is worth more than its pictures
+    plt = None
 
 TRAIN, TEST = "#4477aa", "#cc3311"  # told apart by colour-blind eyes too (Tol, "Colour schemes", 2021)
 GALLERY = 40  # wrong predictions shown
@@ -17,12 +27,16 @@ GALLERY = 40  # wrong predictions shown
 
 def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store: Store) -> None:
     """Write curves.png, confusion.png, mistakes.png and report.md into the run folder."""
-    data = summary["data"]["name"]
-    save(out / "curves.png", curves(history, f"{summary['net']} on {data}"))
-    save(out / "confusion.png", confusion(outcome.confusion(len(store.classes)), store.classes, data))
-    save(out / "mistakes.png", mistakes(store.images("test"), outcome, store.classes, data))
+    data, text = summary["data"]["name"], page(summary, history, outcome, store)
+    if plt is None:
+        print("matplotlib is not installed: the report has no pictures", file=sys.stderr)
+        text = "\n".join(line for line in text.split("\n") if not line.startswith("!["))
+    else:
+        save(out / "curves.png", curves(history, f"{summary['net']} on {data}"))
+        save(out / "confusion.png", confusion(outcome.confusion(len(store.classes)), store.classes, data))
+        save(out / "mistakes.png", mistakes(store.images("test"), outcome, store.classes, data))
     with replacing(out / "report.md") as temporary:
-        temporary.write_text(page(summary, history, outcome, store), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save(path: Path, figure: plt.Figure) -> None:

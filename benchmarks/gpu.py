@@ -1,0 +1,166 @@
+"""Everything there is to measure on a GPU that is at hand for a short while.
+
+    python -m benchmarks gpu --out DIR --minutes M [--data PATH]
+
+First the GPU tests, then the benchmarks, the most telling first (`steps`); each result is in DIR as soon as it is
+known, and DIR/summary.md says how far it is. It ends inside M minutes. Called again with the same DIR on the same
+commit, it goes on where it stopped (`steps.py` says what that means). A further benchmark joins by one entry below.
+
+Charts want matplotlib and the tests pytest, hypothesis and psutil; where they are missing these parts are left out
+with that reason. DALI and FFCV are rows that say "not installed". `--device cpu --quick` tries the whole machinery on
+tiny sizes; its figures mean nothing.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.steps import ROOT, Index, Step, run
+from pipelines.errors import InputError
+from train.machine import commit
+
+NEEDED = {"numpy": "numpy", "numba": "numba", "safetensors": "safetensors", "torchvision": "torchvision", "PIL": "pillow"}
+PYTHON = sys.executable
+
+
+def steps(folder: Path, data: str, device: str, quick: bool) -> list[Step]:
+    """The list, in the order in which it is run. folder: where results go; data: as `--data` everywhere."""
+    common = ("--data", data, "--device", device)
+    charts = bool(importlib.util.find_spec("matplotlib"))
+
+    def benchmark(module: str, name: str, *flags: str) -> tuple[str, ...]:
+        drawn = ("--chart", str(folder / f"{name}.png")) if charts else ()
+        return (PYTHON, "-m", f"benchmarks.{module}", *common, *flags, "--json", str(folder / f"{name}.json"), *drawn)
+
+    small = ("--limit", "128", "--batch-size", "16", "--pipelines", "resident", "torchvision") if quick else ()
+    if quick:
+        loaders = ("--batch-sizes", "64", "--dtypes", "float32", "--limit", "128", "--passes", "1", "--only", "resident", "reference")
+    else:
+        loaders = ("--batch-sizes", "512", "5000", "50000", "--dtypes", "float16")
+    breakdown = ("--steps", "2", "--first", "1", "--rounds", "1") if quick else ("--net", "quick", "--steps", "0")
+    epochs = ("--epochs", "2", "--passes", "1") if quick else ("--net", "quick", "--epochs", "5")
+    training = ("level1", "--epochs", "1", "--limit", "128") if quick else ("default",)
+    trained = (PYTHON, "-m", "train", *training, *common, "--out", str(folder / "training"))
+    return [
+        Step(
+            "machine",
+            (PYTHON, "-m", "benchmarks.gpu", data, device, str(folder / "machine.json")),
+            "What is measured on, and with which data?",
+            "machine.json",
+            most=300,  # the data may have to be downloaded and converted
+        ),
+        Step(
+            "tests",
+            (PYTHON, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml", str(folder / "tests.xml"), "tests"),
+            "Do the GPU's kernels and loaders give the reference's pixels?",
+            "tests.xml",
+            least=20,
+            most=300,
+            needs=("pytest", "hypothesis", "psutil"),
+            skip="" if device == "cuda" else "the tests marked gpu need a CUDA device",
+        ),
+        Step(
+            "loaders",
+            benchmark("loaders", "loaders", *loaders),
+            "How many images a second does each loader give, beside a plain copy?",
+            "loaders.json",
+            least=0 if quick else 60,
+            most=480,
+            after="machine",
+        ),
+        Step(
+            "breakdown",
+            benchmark("breakdown", "breakdown", *breakdown, *small),
+            "Where does a training step's time go, through each pipeline?",
+            "breakdown.json",
+            least=0 if quick else 60,
+            most=300,
+            after="machine",
+        ),
+        Step(
+            "epoch_time",
+            benchmark("epoch_time", "epoch_time", *epochs, *small),
+            "How long does an epoch of the full set take through each pipeline?",
+            "epoch_time.json",
+            least=0 if quick else 60,
+            most=400,
+            after="machine",
+        ),
+        Step(
+            "training",
+            trained,
+            "How accurate is the default recipe, and how long does it take?",
+            "training/summary.json",
+            least=0 if quick else 30,
+            most=300,
+            after="machine",
+        ),
+    ]
+
+
+def machine(data: str, device: str, file: str) -> None:
+    """Find (download, convert) the data, and write what the machine is."""
+    from benchmarks.measure import facts, write_json
+    from pipelines.data import locate
+
+    store, where = locate(data), torch.device(device)
+    values = facts(store, where, {"data": data, "images": {split: store.count(split) for split in store.splits}})
+    del values["command"]
+    if where.type == "cuda":
+        seen = torch.cuda.get_device_properties(where)
+        capability = f"{seen.major}.{seen.minor}"
+        values["hardware"] |= {"device_bytes": seen.total_memory, "capability": capability, "cuda": torch.version.cuda}
+    write_json(file, values)
+    print(json.dumps(values, indent=1))
+
+
+def identity() -> str:
+    """What results belong to: the commit, with a digest of the sources where they are not just that commit's."""
+    here = commit()
+    if here and not here.endswith("+"):
+        return here
+    digest = hashlib.sha256()
+    for folder in ("pipelines", "nets", "train", "benchmarks", "tests"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return f"{here or 'sources-'}{digest.hexdigest()[:8]}"
+
+
+def gpu(given: list[str], begin: float) -> None:
+    """The command, called at `begin` (`time.monotonic()`).
+
+    Exit code 0 where nothing failed, 1 where a step did; `InputError` where nothing can be run.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, metavar="DIR", help="where results are kept, and looked for")
+    parser.add_argument("--minutes", type=float, required=True, metavar="M", help="end within that many minutes")
+    parser.add_argument("--data", default="", help="a store or a source (default: as python -m train)")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu only to try the command")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the command: the figures mean nothing")
+    asked = parser.parse_args(given)
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch finds no CUDA device here: mend the driver (nvidia-smi), or try the command with --device cpu --quick")
+    if missing := [package for module, package in NEEDED.items() if not importlib.util.find_spec(module)]:
+        raise InputError(f"not installed: {' '.join(missing)}: pip install {' '.join(missing)}")
+    if not asked.minutes > 0:
+        raise InputError(f"--minutes {asked.minutes:g}: give more than 0")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step at work is ended too
+    data = str(Path(asked.data).resolve()) if asked.data and Path(asked.data).exists() else asked.data
+    index = Index(Path(asked.out).resolve(), identity() + ("-quick" if asked.quick else "") + ("-cpu" if asked.device == "cpu" else ""))
+    listed = steps(index.folder, data, asked.device, asked.quick)
+    states = run(listed, index, begin + 60 * asked.minutes, say=lambda text: print(text, flush=True))
+    done = states.count("done")
+    rest = "" if done == len(states) else "; it says why not all: call again with the same --out to go on"
+    print(f"{index.out / 'summary.md'}: {done} of {len(states)} steps done{rest}", flush=True)
+    if "failed" in states:
+        sys.exit(1)
+
+
+if __name__ == "__main__":  # the first step
+    machine(*sys.argv[1:])
