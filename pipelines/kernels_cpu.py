@@ -47,7 +47,6 @@ class Pass:
         cut = lookup[torch.from_numpy(mean_pixel(store)).long(), channels]
         outside = cut if policy.padding == "mean" else lookup[0]
         self.norm = np.tile(np.stack([mean, np.float32(1) / std]), width)
-        # not handed over as uint8[C]: FFCV changes Numba's type of such an array in place, and what was compiled is lost
         self.colours = np.tile(_plain(torch.stack([outside, cut])), width)
         self.seed, self.half = plan.seed, dtype == torch.float16
         self.modes = FLIPS.index(policy.flip), PADDINGS.index(policy.padding), policy.translate, policy.cutout
@@ -159,8 +158,9 @@ def _put(out, at, value, half):
     return write if out.dtype == types.float32 else write_bits
 
 
-# Blocks of rows: `source` and `out` are whole arrays as one run of elements, `a` and `b` where in them a block
+# Blocks of rows: `source` [1,:] and `out` are whole arrays as one run of elements, `a` and `b` where in them a block
 # begins, `line` the elements of an image's row. Each loops over its rows itself: a call a row cost three times the work.
+# No kernel takes uint8 of one dimension: FFCV changes Numba's type of it in place, and what was compiled for it is lost.
 
 
 @njit(cache=True, nogil=True)
@@ -169,7 +169,7 @@ def forward(source, a, out, b, norm, rows, n, line, half):
     for y in range(rows):
         p, q = a + uint64(y * line), b + uint64(y * line)
         for j in range(n):
-            put(out, q + uint64(j), (float32(source[p + uint64(j)]) - norm[0, j]) * norm[1, j], half)
+            put(out, q + uint64(j), (float32(source[0, p + uint64(j)]) - norm[0, j]) * norm[1, j], half)
 
 
 @njit(cache=True, nogil=True)
@@ -181,14 +181,14 @@ def backward(source, a, out, b, norm, rows, n, line, half, channels):
             m0, m1, m2, s0, s1, s2 = norm[0, 0], norm[0, 1], norm[0, 2], norm[1, 0], norm[1, 1], norm[1, 2]
             for k in range(n):
                 i, o = p - uint64(3) * uint64(k), q + uint64(3) * uint64(k)
-                put(out, o, (float32(source[i]) - m0) * s0, half)
-                put(out, o + uint64(1), (float32(source[i + uint64(1)]) - m1) * s1, half)
-                put(out, o + uint64(2), (float32(source[i + uint64(2)]) - m2) * s2, half)
+                put(out, o, (float32(source[0, i]) - m0) * s0, half)
+                put(out, o + uint64(1), (float32(source[0, i + uint64(1)]) - m1) * s1, half)
+                put(out, o + uint64(2), (float32(source[0, i + uint64(2)]) - m2) * s2, half)
         else:
             for k in range(n):
                 for c in range(channels):
                     i, o = p - uint64(channels * k) + uint64(c), q + uint64(channels * k + c)
-                    put(out, o, (float32(source[i]) - norm[0, c]) * norm[1, c], half)
+                    put(out, o, (float32(source[0, i]) - norm[0, c]) * norm[1, c], half)
 
 
 @njit(cache=True, nogil=True)
@@ -215,7 +215,7 @@ def reflect(source, start, out, goal, norm, shape, dy, begin, step, first, last,
         for x in range(first, last):
             at = row + mirrored(begin + step * x, width) * channels
             for c in range(channels):
-                value = (float32(source[uint64(at + c)]) - norm[0, c]) * norm[1, c]
+                value = (float32(source[0, uint64(at + c)]) - norm[0, c]) * norm[1, c]
                 put(out, uint64(goal + (y * width + x) * channels + c), value, half)
 
 
@@ -231,7 +231,7 @@ def shift(source, start, out, goal, shape, norm, flip, dy, dx, top, rows, half):
     height, width, channels = shape
     line = width * channels
     low, high = 0, width
-    if start + (top + dy) * line + min(dx, 0) * channels < 0 or start + (top + dy + rows) * line + max(dx, 0) * channels > len(source):
+    if start + (top + dy) * line + min(dx, 0) * channels < 0 or start + (top + dy + rows) * line + max(dx, 0) * channels > source.shape[1]:
         low, high = max(0, -dx), min(width, width - dx)  # at the array's two ends there is no neighbour
         if flip:
             low, high = width - high, width - low
@@ -274,7 +274,8 @@ def augment_batch(images, rows, ids, out, norm, colours, half, seed, epoch, flip
     """`Pass.__call__` with its settings as plain values."""
     keys, odd = epoch_keys(seed, epoch, flip_mode), epoch & 1
     shape = images.shape[1], images.shape[2], images.shape[3]
-    source, goal, size = images.reshape(-1), out.reshape(-1), shape[0] * shape[1] * shape[2]
+    size = shape[0] * shape[1] * shape[2]
+    source, goal = images.reshape(1, images.size), out.reshape(-1)
     for i in prange(len(ids)):
         sample = ids[i]
         flip = flip_mode == RANDOM and choose(keys, 0, 2, sample) == 1

@@ -1,10 +1,14 @@
 """Small stores for every test, and the real images where they lie beside the project."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Before torch is imported: OpenMP's threads that spin at every join make a busy machine's tests take twenty times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# Kernels are compiled anew, after whatever other libraries did to Numba: a warm cache once hid that FFCV breaks its types.
+COMPILED = tempfile.TemporaryDirectory()
+os.environ["NUMBA_CACHE_DIR"] = COMPILED.name
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
