@@ -18,13 +18,11 @@ import argparse
 import gc
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-import numba
 import numpy as np
 import torch
 
@@ -37,6 +35,7 @@ from benchmarks.peers import CUTOUT, TRANSLATE, Task  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.plan import Policy, balanced  # noqa: E402
+from pipelines.threads import threads_kept  # noqa: E402
 
 PEERS = {
     "torchvision-docs": peers.Torchvision,
@@ -139,17 +138,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-@contextmanager
-def threads_kept():
-    """Give torch and Numba their thread counts back: FFCV sets both, for the whole process."""
-    counts = torch.get_num_threads(), numba.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(counts[0])
-        numba.set_num_threads(counts[1])
 
 
 class Copy:

@@ -24,19 +24,8 @@ from pipelines.errors import InputError, NotInstalled
 from pipelines.kernels_cpu import Pass
 from pipelines.plan import Plan
 from pipelines.store import AGAIN, Store, cache_folder, read, replacing
+from pipelines.threads import threads_kept
 from pipelines.turns import Turns
-
-
-@contextmanager
-def threads_kept():
-    """Give torch and Numba their thread counts back: FFCV sets both, to 1 even where it is only imported."""
-    counts = torch.get_num_threads(), numba.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(counts[0])
-        numba.set_num_threads(counts[1])
-
 
 try:
     with threads_kept():

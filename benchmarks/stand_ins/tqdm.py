@@ -1,7 +1,7 @@
 """A progress bar that shows nothing. `steps.py` puts this folder on the path where the real tqdm is not installed."""
 
 
-class tqdm:  # noqa: N801: the real one's name
+class tqdm:  # the real one's name
     """Takes what tqdm takes; iterates, counts nothing and prints nothing."""
 
     def __init__(self, iterable=None, **_):
