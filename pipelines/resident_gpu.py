@@ -30,7 +30,7 @@ def steps_at_once(batch_bytes: int, limit: int) -> int:
 
 
 class ResidentGPU(Turns):
-    """See `pipelines.Pipeline`; iterating gives one epoch after another, as `resident.Resident` does.
+    """See `pipelines.Pipeline`.
 
     `place` is where the images lie, one of `placement.PLACES`.
     The batches of a chunk are views of one tensor: a caller who keeps one keeps the memory of all.
@@ -51,7 +51,6 @@ class ResidentGPU(Turns):
             self.place, self.source = settle(places(len(plan.ids) * self.images[0].size, free), self._source)
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()  # all is there, whichever stream the batches are asked for on
-        self.next_epoch = 0
 
     def _source(self, place: str) -> OnDevice | Staged:
         if place == "device":
@@ -62,10 +61,6 @@ class ResidentGPU(Turns):
 
     def __len__(self) -> int:
         return len(self.plan)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self.next_epoch += 1
-        return self.epoch(self.next_epoch - 1)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         step = start

@@ -25,7 +25,7 @@ def opened(name, store, split="train", **options):
         pytest.skip(str(missing))
 
 
-def same(ours, theirs, dtype=torch.float32):
+def assert_same(ours, theirs, dtype=torch.float32):
     """Equal to the last bit, normalisation included."""
     assert len(ours) == len(theirs)
     for (a, y), (b, z) in zip(ours, theirs):
@@ -45,7 +45,7 @@ def test_pixels_labels_and_order_are_the_references(name, policy, store):
     theirs = pipelines.open("reference", store, batch_size=8, policy=policy, seed=3)
     assert len(ours) == len(theirs) == 5
     for epoch in (0, 1, 5):
-        same(held(ours, epoch), held(theirs, epoch))
+        assert_same(held(ours, epoch), held(theirs, epoch))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -53,7 +53,7 @@ def test_pixels_labels_and_order_are_the_references(name, policy, store):
 def test_dtype_and_memory_format(name, dtype, store):
     options = dict(batch_size=16, seed=1, dtype=dtype)
     batches = held(opened(name, store, **options))
-    same(batches, held(pipelines.open("reference", store, **options)), dtype)
+    assert_same(batches, held(pipelines.open("reference", store, **options)), dtype)
     for images, _ in batches:
         assert images.is_contiguous(memory_format=torch.channels_last)
 
@@ -69,7 +69,7 @@ def test_last_batch_is_kept_or_dropped(name, store):
 def test_resumes_in_the_middle_of_an_epoch(name, store):
     ours = opened(name, store, batch_size=8, seed=9)
     whole = held(ours, 2)
-    same(held(ours, 2, start=3), whole[3:])
+    assert_same(held(ours, 2, start=3), whole[3:])
     assert held(ours, 2, start=5) == []
 
 
@@ -84,7 +84,7 @@ def test_two_epochs_differ(name, store):
 def test_iterating_gives_one_epoch_after_another(name, store):
     ours, theirs = opened(name, str(store.path), batch_size=16), pipelines.open("reference", store, batch_size=16)
     for epoch in range(3):
-        same(list(ours), held(theirs, epoch))
+        assert_same(list(ours), held(theirs, epoch))
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -100,11 +100,11 @@ def test_leaving_early_leaks_nothing_and_the_next_epoch_is_right(name, store):
 
     for epoch in range(3):  # whatever the loader keeps, it has by now
         leave(epoch)
-        same(held(ours, epoch), held(theirs, epoch))
+        assert_same(held(ours, epoch), held(theirs, epoch))
     before = threading.active_count(), len(process.children()), process.num_fds()
     for epoch in range(8):
         leave(epoch)
-    same(held(ours, 1), held(theirs, 1))
+    assert_same(held(ours, 1), held(theirs, 1))
     gc.collect()
     after = threading.active_count(), len(process.children()), process.num_fds()
     assert all(now <= then for now, then in zip(after, before)), (before, after)
@@ -124,20 +124,20 @@ def test_global_random_streams_are_left_alone(name, store):
 def test_a_subset_keeps_each_samples_augmentation(name, store):
     ids = np.array([30, 2, 17, 5, 11])
     ours = opened(name, store, batch_size=2, ids=ids, seed=4)
-    same(held(ours, 1), held(pipelines.open("reference", store, batch_size=2, ids=ids, seed=4), 1))
+    assert_same(held(ours, 1), held(pipelines.open("reference", store, batch_size=2, ids=ids, seed=4), 1))
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_the_test_split_comes_as_it_is_in_the_stores_order(name, store):
     batches = held(opened(name, store, "test", batch_size=4))
     assert torch.equal(torch.cat([y for _, y in batches]), torch.from_numpy(store.labels("test")))
-    same(batches, held(pipelines.open("reference", store, "test", batch_size=4, policy=PLAIN)))
+    assert_same(batches, held(pipelines.open("reference", store, "test", batch_size=4, policy=PLAIN)))
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_one_image_and_a_batch_larger_than_the_set(name, store):
     ours = opened(name, store, batch_size=64, ids=[3])
-    same(held(ours), held(pipelines.open("reference", store, batch_size=64, ids=[3])))
+    assert_same(held(ours), held(pipelines.open("reference", store, batch_size=64, ids=[3])))
 
 
 def test_what_cannot_be_is_refused_in_one_line(store):
