@@ -21,7 +21,7 @@ from train.evaluate import Outcome
 from train.loop import Diverged
 from train.optim import Plateau, optimiser
 from train.recipe import Recipe, parse
-from train.run import train
+from train.runs import train
 from train.schedule import schedule
 
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu")
@@ -104,7 +104,7 @@ def test_runs_gives_mean_and_deviation(store, tmp_path):
     settings = {**SMALL, "epochs": 1, "runs": 2, "seed": 5}
     summary = train(Recipe(**settings, data=str(store.path), out=str(tmp_path / "k")), "", quiet)
     each = [json.loads((tmp_path / "k" / f"seed-{s}" / "summary.json").read_text())["test_accuracy"] for s in (5, 6)]
-    assert summary["runs"]["test_accuracies"] == each and summary["runs"]["mean"] == sum(each) / 2
+    assert summary["runs"]["test_accuracies"] == each and summary["runs"]["mean"] == pytest.approx(sum(each) / 2)
     assert json.loads((tmp_path / "k" / "summary.json").read_text())["runs"] == summary["runs"]
 
 

@@ -6,7 +6,7 @@ import sys
 from pipelines.errors import exit_code
 from train import recipes
 from train.recipe import parse
-from train.run import train
+from train.runs import train
 
 
 def named() -> dict:

@@ -24,7 +24,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Diverged(InputError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number: `epoch` and `step` (from 1) are the first where it was not."""
+
+    def __init__(self, seed: int, epoch: int, step: int, loss: float):
+        super().__init__(f"seed {seed} diverged: the loss of epoch {epoch}, step {step} is {loss}: try a lower --lr")
+        self.epoch, self.step = epoch, step
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -120,7 +124,7 @@ class Training:
         losses = torch.stack(losses).tolist()
         for step, loss in enumerate(losses):
             if loss != loss or loss in (float("inf"), float("-inf")):
-                raise Diverged(f"seed {self.recipe.seed} diverged: the loss of epoch {epoch + 1}, step {step + 1} is {loss}: try a lower --lr")
+                raise Diverged(self.recipe.seed, epoch + 1, step + 1, loss)
         return losses, int(right), seen
 
     def _set_rate(self, progress: float) -> None:

@@ -4,9 +4,8 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 import torch
@@ -18,36 +17,13 @@ from pipelines.errors import InputError
 from pipelines.plan import PLAIN, balanced
 from pipelines.store import Store, replacing
 from train import checkpoint, report
-from train.loop import DTYPES, Training, device_of, precision_of
+from train.loop import DTYPES, Training, precision_of
 from train.machine import commit, hardware, versions
 from train.recipe import Recipe
 from train.stopwatch import Stopwatch
 
 SCHEMA = 1
 TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a training batch
-
-
-def train(recipe: Recipe, name: str = "", say=print) -> dict:
-    """Train a recipe, `recipe.runs` times, and write its run folder. Gives back the (last) summary.
-
-    Raises `InputError` for data, a net, a pipeline or a folder that cannot be used, before training starts.
-    """
-    device = device_of(recipe)
-    pipelines.load(recipe.pipeline)
-    if recipe.net not in nets.names():
-        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
-    out = folder(recipe)
-    if recipe.runs == 1:
-        return train_once(recipe, out, device, name, say)
-    runs = []
-    for seed in range(recipe.seed, recipe.seed + recipe.runs):
-        runs.append(train_once(replace(recipe, seed=seed, runs=1), out / f"seed-{seed}", device, name, say))
-    accuracies = [run["test_accuracy"] for run in runs]
-    together = {"seeds": [r["seed"] for r in runs], "test_accuracies": accuracies, "mean": mean(accuracies), "deviation": stdev(accuracies)}
-    summary = {**runs[-1], "runs": together}
-    write_json(out / "summary.json", summary)
-    say(f"{recipe.runs} runs: test accuracy {together['mean']:.4f} ± {together['deviation']:.4f} (standard deviation)")
-    return summary
 
 
 def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say) -> dict:

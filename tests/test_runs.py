@@ -1,0 +1,79 @@
+"""`--runs`: interrupted and gone on with, diverged and counted, and the interval it prints."""
+
+import json
+import math
+
+import pytest
+
+import train.runs as runs
+from pipelines.errors import InputError
+from train.interval import Interval, distribution, p_at_least, quantile
+from train.loop import Diverged
+from train.recipe import Recipe
+
+SMALL = dict(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", runs=3, seed=5)
+
+
+def quiet(*_):
+    pass
+
+
+def test_interrupted_runs_lose_no_finished_seed(store, tmp_path, monkeypatch):
+    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
+    once, trained = runs.train_once, []
+
+    def interrupted(one, *rest):
+        if one.seed == 7 and 7 not in trained:
+            trained.append(7)
+            raise KeyboardInterrupt
+        trained.append(one.seed)
+        return once(one, *rest)
+
+    monkeypatch.setattr(runs, "train_once", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(recipe, "", quiet)
+    files = {seed: (tmp_path / f"seed-{seed}" / "summary.json").stat().st_mtime_ns for seed in (5, 6)}
+    summary = runs.train(recipe, "", quiet)
+    assert trained == [5, 6, 7, 7] and summary["runs"]["seeds"] == [5, 6, 7]
+    assert files == {seed: (tmp_path / f"seed-{seed}" / "summary.json").stat().st_mtime_ns for seed in (5, 6)}
+    with pytest.raises(InputError, match="another lr: remove it"):
+        runs.train(Recipe(**{**SMALL, "lr": 0.02}, data=str(store.path), out=str(tmp_path)), "", quiet)
+
+
+def test_a_diverged_seed_is_counted_and_never_averaged(store, tmp_path, monkeypatch):
+    once = runs.train_once
+
+    def diverging(one, *rest):
+        if one.seed == 6:
+            raise Diverged(6, 1, 3, math.nan)
+        return once(one, *rest)
+
+    monkeypatch.setattr(runs, "train_once", diverging)
+    said = []
+    for _ in range(2):  # the second call keeps what the first one wrote, the divergence included
+        summary = runs.train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", said.append)
+        assert summary["runs"]["seeds"] == [5, 7] and summary["runs"]["n"] == 2
+        assert summary["runs"]["diverged"] == [{"seed": 6, "epoch": 1, "step": 3}]
+        assert "seed 6 diverged: the loss of epoch 1, step 3 is nan" in said[-1]
+        monkeypatch.setattr(runs, "train_once", None)
+    assert json.loads((tmp_path / "summary.json").read_text())["runs"] == summary["runs"]
+
+
+def test_all_diverged_is_an_error(store, tmp_path):
+    with pytest.raises(InputError, match="all 2 runs diverged .seed 5 diverged"):
+        runs.train(Recipe(**{**SMALL, "lr": 1e30, "epochs": 9, "runs": 2}, data=str(store.path), out=str(tmp_path)), "", quiet)
+
+
+def test_student_is_the_tables():
+    for freedom, value in ((1, 12.7062), (2, 4.3027), (9, 2.2622), (49, 2.0096)):
+        assert quantile(0.975, freedom) == pytest.approx(value, abs=1e-4)
+    assert distribution(0, 5) == pytest.approx(0.5) and distribution(-2.0, 7) == pytest.approx(1 - distribution(2.0, 7))
+
+
+def test_interval_and_p_value():
+    interval = Interval.of([0.85, 0.86, 0.87])
+    assert (interval.low, interval.high) == pytest.approx((0.86 - 4.3027 * 0.01 / 3**0.5, 0.86 + 4.3027 * 0.01 / 3**0.5), abs=1e-5)
+    assert str(Interval.of([0.85])) == "0.8500 (n 1)" and "95% interval" in str(interval)
+    assert p_at_least([0.85, 0.86, 0.87], 0.86) == pytest.approx(0.5)
+    assert p_at_least([0.85, 0.86, 0.87], 0.80) < 0.01 < 0.99 < p_at_least([0.85, 0.86, 0.87], 0.92)
+    assert p_at_least([0.85] * 2, 0.85) == 0 and math.isnan(p_at_least([0.9], 0.8))
