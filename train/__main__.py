@@ -1,5 +1,6 @@
-"""python -m train [RECIPE] [--field value ...]"""
+"""python -m train [RECIPE] [--field value ...], or python -m train COMMAND ..."""
 
+import importlib
 import inspect
 import sys
 
@@ -8,6 +9,8 @@ from train import recipes
 from train.recipe import parse
 from train.runs import train
 
+COMMANDS = ()  # words that stand for a module of their own, train/<word>.py with main(arguments); "-" is "_" in its name
+
 
 def named() -> dict:
     """The functions of `train/recipes.py`, by name."""
@@ -15,7 +18,10 @@ def named() -> dict:
 
 
 def main() -> None:
-    name, recipe = parse(sys.argv[1:], named())
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        return importlib.import_module(f"train.{arguments[0].replace('-', '_')}").main(arguments[1:])
+    name, recipe = parse(arguments, named())
     train(recipe, name)
 
 
