@@ -45,7 +45,7 @@ def test_run_folder_holds_what_the_design_says(run):
         assert (out / name).stat().st_size > 0, name
     written = json.loads((out / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary)) and set(KEYS.split()) <= set(written)
-    assert set(written["seconds"]) == {"setup", "compile", "train", "eval", "total"}
+    assert set(written["seconds"]) == {"setup", "compile", "train", "eval", "final_eval", "total"}
     assert written["parameters"] == 83_368 and 0 <= written["test_accuracy"] <= 1
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["test_accuracy"] == written["test_accuracy"]
@@ -263,3 +263,25 @@ def test_norms_and_biases_do_not_decay():
 def test_confusion_counts_true_by_row():
     outcome = Outcome(predicted=np.array([0, 1, 1, 2]), true=np.array([0, 0, 1, 2]), loss=0.0)
     assert outcome.confusion(3).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]] and outcome.accuracy == 0.75
+
+
+def test_held_out_images_are_left_out_of_training(store, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("train.run.Training", lambda recipe, net, loader, test, device, watch: seen.update(train=loader.plan.ids, test=test.plan.ids))
+    from train.run import assemble, tested_images
+
+    recipe = Recipe(**SMALL, held_out=10, limit=20)
+    assemble(recipe, store, torch.device("cpu"), None)
+    assert len(seen["test"]) == 10 and len(seen["train"]) == 20 and not set(seen["test"]) & set(seen["train"])
+    assert np.array_equal(tested_images(recipe, store), store.images("train")[seen["test"]])
+    with pytest.raises(InputError, match="leaves none"):
+        assemble(Recipe(**SMALL, held_out=37), store, torch.device("cpu"), None)
+
+
+def test_epochs_without_a_test_pass_say_so(store, tmp_path):
+    lines = []
+    summary = train(Recipe(**{**SMALL, "epochs": 3}, eval_every=2, held_out=7, data=str(store.path), out=str(tmp_path / "out")), "test", lines.append)
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["test_accuracy"] is None for line in metrics] == [True, False, False]
+    assert summary["tested_on"] == "7 images held out of train" and "held out" in lines[-1] and "test" not in lines[1]
+    assert summary["seconds"]["final_eval"] <= summary["seconds"]["eval"]

@@ -16,6 +16,7 @@ from pipelines.errors import InputError
 from train.evaluate import Outcome, evaluate
 from train.machine import cpu_has_bf16
 from train.optim import Plateau, optimiser
+from train.progressive import resize, side
 from train.recipe import Recipe
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
@@ -80,6 +81,7 @@ class Training:
         """Have every kernel built before the clock of training runs: one batch, on a copy of the net."""
         state, copied = torch.get_rng_state(), deepcopy(self.net)
         for images, labels in self.train.epoch(0):
+            images = resize(images, self._side(0))
             with self.autocast():
                 logits = copied(images)
             nn.functional.cross_entropy(logits.float(), labels).backward()
@@ -93,15 +95,16 @@ class Training:
             with self.watch.lap("train"):
                 losses, right, seen = self.epoch(epoch)
             seconds = self.watch.seconds["train"] - before
-            with self.watch.lap("eval"):
-                self.outcome = evaluate(self.net, self.test, self.autocast)
+            tested = self._is_tested(epoch)
+            if tested:
+                self._test(last=epoch + 1 == self.recipe.epochs)
             line = {
                 "epoch": epoch + 1,
                 "lr": self.optimiser.param_groups[0]["lr"],
                 "train_loss": sum(losses) / len(losses),
                 "train_accuracy": right / seen,
-                "test_loss": self.outcome.loss,
-                "test_accuracy": self.outcome.accuracy,
+                "test_loss": self.outcome.loss if tested else None,
+                "test_accuracy": self.outcome.accuracy if tested else None,
                 "images_per_second": round(seen / seconds, 1),
                 "seconds": round(seconds, 3),
             }
@@ -109,12 +112,24 @@ class Training:
             self.history.append(line)
             on_epoch(line, losses)
 
+    def _is_tested(self, epoch: int) -> bool:
+        every = self.recipe.eval_every
+        return epoch + 1 == self.recipe.epochs or (every > 0 and (epoch + 1) % every == 0)
+
+    def _test(self, last: bool) -> None:
+        before = self.watch.seconds["eval"]
+        with self.watch.lap("eval"):
+            self.outcome = evaluate(self.net, self.test, self.autocast)
+        if last:
+            self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
+
     def epoch(self, epoch: int) -> tuple[list[float], int, int]:
         """(loss of each step, right predictions while training, images seen); one host sync, at the end."""
         steps, losses, right, seen = len(self.train), [], torch.zeros((), dtype=torch.int64, device=self.device), 0
         name = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}"
         with tqdm(total=len(self.train.plan.ids), desc=name, unit=" images", unit_scale=True, disable=None, leave=False) as bar:
             for step, (images, labels) in enumerate(self.train.epoch(epoch)):
+                images = resize(images, self._side(epoch))
                 self._set_rate(epoch + step / steps)
                 loss, logits = self.step(images, labels)
                 losses.append(loss)
@@ -127,10 +142,13 @@ class Training:
                 raise Diverged(self.recipe.seed, epoch + 1, step + 1, loss)
         return losses, int(right), seen
 
+    def _side(self, epoch: int) -> int:
+        return side(epoch, self.recipe.epochs, self.recipe.first_side, self.train.plan.height, self.recipe.grown)
+
     def _set_rate(self, progress: float) -> None:
         plateau = self.plateau.value if self.recipe.schedule == "plateau" else 1.0
         for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.lr * self.schedule(progress) * plateau
+            group["lr"] = group["initial_lr"] * self.schedule(progress) * plateau
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One update. The detached loss (mean over the batch, float32) and the logits."""

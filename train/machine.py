@@ -19,9 +19,19 @@ def hardware(device: torch.device) -> dict:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bf16 in hardware; where it only emulates it, fp32 is faster."""
+    """Whether this processor multiplies bf16 faster than fp32.
+
+    AMX does, and so do AMD's vectors (1.7 times in training); Intel's avx512_bf16 without AMX was measured slower (0.74 times).
+    """
     able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return bool(able.get("amx_bf16") or (able.get("avx512_bf16") and vendor() != "GenuineIntel"))
+
+
+def vendor() -> str:
+    """The processor's maker as it names itself, "" where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The optimiser of a recipe: SGD, and the plateau's falls."""
+"""The optimisers of a recipe: SGD, Muon for the filters with SGD for the rest, and the plateau's falls.
+
+Shapes: a filter is [out, in, height, width]; as a matrix it is [out, in * height * width].
+"""
 
 import torch
 from torch import nn
@@ -6,12 +9,95 @@ from torch import nn
 from train.recipe import Recipe
 
 
-def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD over two groups: weights of two or more dimensions decay, norms and biases do not."""
-    weights = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim <= 1]
+def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD or Muon over what trains. Every group keeps its largest rate as `initial_lr`, which the schedule scales.
+
+    SGD knows two groups: weights of two or more dimensions decay, norms and biases do not. With Muon the filters,
+    [out,in,height,width], are a third, with the rate `muon_lr`; they are kept at one norm and so need no decay.
+    """
+    trained = [p for p in net.parameters() if p.requires_grad]
+    filters = [p for p in trained if p.ndim == 4] if recipe.optimiser == "muon" else []
+    weights = [p for p in trained if p.ndim > 1 and not (filters and p.ndim == 4)]
+    others = [p for p in trained if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    groups = [{**group, "lr": recipe.lr, "initial_lr": recipe.lr} for group in groups if group["params"]]
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    rate = {"lr": recipe.muon_lr, "initial_lr": recipe.muon_lr}
+    groups.append({"params": filters, "filters": True, "momentum": recipe.muon_momentum, **rate})
+    return Muon(groups, momentum=recipe.momentum)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for groups marked `filters`, SGD with Nesterov's momentum for all others.
+
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a filter by its momentum made orthogonal. As in
+    its authors' CIFAR-10 trainings, each filter is then scaled back to the norm that a unit-variance row would have,
+    sqrt(out), so that the rate is a fraction of the filter.
+    """
+
+    def __init__(self, groups: list[dict], momentum: float = 0.9):
+        super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=0.0, filters=False))
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                (self._filters if group["filters"] else self._others)(parameters, group)
+
+    def _momenta(self, parameters: list[torch.Tensor], group: dict) -> list[torch.Tensor]:
+        """Nesterov's direction of each parameter: gradient + momentum * (running sum of gradients)."""
+        gradients = [p.grad for p in parameters]
+        if group["weight_decay"]:
+            gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients)
+        return torch._foreach_add(gradients, buffers, alpha=group["momentum"])
+
+    def _others(self, parameters: list[torch.Tensor], group: dict) -> None:
+        torch._foreach_add_(parameters, self._momenta(parameters, group), alpha=-group["lr"])
+
+    def _filters(self, parameters: list[torch.Tensor], group: dict) -> None:
+        norms = torch._foreach_norm(parameters)
+        torch._foreach_mul_(parameters, [len(p) ** 0.5 / norm for p, norm in zip(parameters, norms)])
+        momenta = [m.flatten(1) for m in self._momenta(parameters, group)]
+        moves = [move.view_as(p) for move, p in zip(orthogonal(momenta), parameters)]
+        torch._foreach_add_(parameters, moves, alpha=-group["lr"])
+
+
+def orthogonal(matrices: list[torch.Tensor], steps: int = 3, eps: float = 1e-7) -> list[torch.Tensor]:
+    """Each matrix with its singular values moved to about one (0.7 to 1.2), by Newton-Schulz iterations.
+
+    The quintic and its coefficients are Muon's. Matrices of one shape are done as one batch; on CUDA, where a launch
+    costs more than the arithmetic, all of them are, padded with zeros, which the iteration keeps.
+    """
+    batches: dict[tuple, list[int]] = {}
+    wide = [m if m.shape[0] <= m.shape[1] else m.T for m in matrices]
+    largest = tuple(max(m.shape[d] for m in wide) for d in (0, 1))
+    for i, m in enumerate(wide):
+        batches.setdefault(largest if m.is_cuda else tuple(m.shape), []).append(i)
+    done = list(wide)
+    for (rows, columns), members in batches.items():
+        padded = [nn.functional.pad(wide[i], (0, columns - wide[i].shape[1], 0, rows - wide[i].shape[0])) for i in members]
+        for i, m in zip(members, newton_schulz(torch.stack(padded), steps, eps)):
+            done[i] = m[: wide[i].shape[0], : wide[i].shape[1]]
+    return [m if m.shape == original.shape else m.T for m, original in zip(done, matrices)]
+
+
+def newton_schulz(X: torch.Tensor, steps: int, eps: float) -> torch.Tensor:
+    """The iteration on [batch, rows, columns], rows <= columns; in bf16 on CUDA, as its authors do."""
+    dtype, (a, b, c) = X.dtype, (3.4445, -4.7750, 2.0315)
+    X = X / (X.norm(dim=(1, 2), keepdim=True) + eps)
+    X = X.bfloat16() if X.is_cuda else X
+    for _ in range(steps):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X.to(dtype)
 
 
 class Plateau:

@@ -12,6 +12,7 @@ SCHEDULES = ("constant", "plateau", "step", "linear", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 NORMS = ("batch", "ghost", "group", "layer")
+OPTIMISERS = ("sgd", "muon")
 
 
 def _setting(default, text: str, choices=None):
@@ -27,15 +28,20 @@ class Recipe:
     pipeline: str = _setting("resident", "data pipeline, a module of pipelines/")
     data: str = _setting("", "a store or a source; else $TENFOLD_DATA, data/, or the official archive")
     limit: int = _setting(0, "train on that many images, balanced over the classes; 0 for all")
+    held_out: int = _setting(0, "test on that many training images, balanced, left out of training; 0 for the test split")
     epochs: int = _setting(10, "passes over the training images")
+    eval_every: int = _setting(1, "epochs between test passes; 0 for one, after the last epoch")
     batch_size: int = _setting(128, "images a step")
     seed: int = _setting(0, "of the weights, the order and the augmentation; 0 to 2**32 - 1")
     runs: int = _setting(1, "trainings, with seeds seed, seed + 1, ...")
     device: str = _setting("auto", "where to train", DEVICES)
     precision: str = _setting("auto", "of the forward and backward pass", PRECISIONS)
     out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
-    lr: float = _setting(0.1, "largest learning rate")
+    optimiser: str = _setting("sgd", "muon: Muon for the filters, SGD with Nesterov's momentum for the rest", OPTIMISERS)
+    lr: float = _setting(0.1, "largest learning rate of SGD")
     momentum: float = _setting(0.9, "of SGD")
+    muon_lr: float = _setting(0.1, "largest learning rate of Muon, fraction of a filter's norm")
+    muon_momentum: float = _setting(0.6, "of Muon")
     nesterov: bool = _setting(False, "Nesterov's momentum")
     weight_decay: float = _setting(0.0, "L2 penalty on weights of two or more dimensions")
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes")
@@ -44,6 +50,8 @@ class Recipe:
     step_epochs: int = _setting(10, "epochs between falls of the step schedule")
     factor: float = _setting(0.1, "what the step and plateau schedules multiply by")
     patience: int = _setting(5, "epochs without a better training loss before plateau falls")
+    first_side: int = _setting(0, "side that training images are shrunk to at first, pixels; 0 for never")
+    grown: float = _setting(0.5, "share of the epochs in which they grow to full size")
     flip: str = _setting("random", "horizontal flip", FLIPS)
     translate: int = _setting(4, "largest shift, pixels")
     padding: str = _setting("zero", "what a shift brings in", PADDINGS)
@@ -65,6 +73,9 @@ class Recipe:
         for name in ("epochs", "batch_size", "runs", "step_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give 1 or more")
+        for name in ("eval_every", "held_out", "first_side"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{flag(name)} {getattr(self, name)}: give 0 or more")
         if self.limit < 0 or self.seed < 0 or self.seed + self.runs > 2**32:
             raise InputError("--limit and --seed: give 0 or more, and seeds below 2**32")
         if self.nesterov and not self.momentum:

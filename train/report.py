@@ -25,8 +25,11 @@ TRAIN, TEST = "#4477aa", "#cc3311"  # told apart by colour-blind eyes too (Tol, 
 GALLERY = 40  # wrong predictions shown
 
 
-def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store: Store) -> None:
-    """Write curves.png, confusion.png, mistakes.png and report.md into the run folder."""
+def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store: Store, images: np.ndarray) -> None:
+    """Write curves.png, confusion.png, mistakes.png and report.md into the run folder.
+
+    images  uint8[N,H,W,C], those that `outcome` is of
+    """
     data, text = summary["data"]["name"], page(summary, history, outcome, store)
     if plt is None:
         print("matplotlib is not installed: the report has no pictures", file=sys.stderr)
@@ -34,7 +37,7 @@ def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store
     else:
         save(out / "curves.png", curves(history, f"{summary['net']} on {data}"))
         save(out / "confusion.png", confusion(outcome.confusion(len(store.classes)), store.classes, data))
-        save(out / "mistakes.png", mistakes(store.images("test"), outcome, store.classes, data))
+        save(out / "mistakes.png", mistakes(images, outcome, store.classes, data))
     with replacing(out / "report.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -47,10 +50,10 @@ def save(path: Path, figure: plt.Figure) -> None:
 
 def curves(history: list[dict], title: str) -> plt.Figure:
     """Loss and accuracy of both splits against the epoch."""
-    epochs = [line["epoch"] for line in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for split, colour in (("train", TRAIN), ("test", TEST)):
-        loss, accuracy = ([line[f"{split}_{what}"] for line in history] for what in ("loss", "accuracy"))
+        lines = [line for line in history if line[f"{split}_loss"] is not None]  # not every epoch is tested
+        epochs, loss, accuracy = ([line[key] for line in lines] for key in ("epoch", f"{split}_loss", f"{split}_accuracy"))
         left.plot(epochs, loss, "o-", ms=3, color=colour)
         right.plot(epochs, [100 * a for a in accuracy], "o-", ms=3, color=colour, label=f"{split}, last {accuracy[-1]:.1%}")
     left.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
@@ -71,7 +74,7 @@ def confusion(table: np.ndarray, classes: tuple[str, ...], data: str) -> plt.Fig
     side = min(max(4.5, 0.62 * count), 16)
     figure, axes = plt.subplots(figsize=(side, side))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, % of each true class\n{data}, {table.sum():,} test images")
+    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, % of each true class\n{data}, {table.sum():,} images")
     if count <= 30:
         axes.set_xticks(range(count), classes, rotation=45, ha="right")
         axes.set_yticks(range(count), classes)
@@ -100,6 +103,10 @@ def mistakes(images: np.ndarray, outcome: Outcome, classes: tuple[str, ...], dat
     return figure
 
 
+def percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.2%}"
+
+
 def page(summary: dict, history: list[dict], outcome: Outcome, store: Store) -> str:
     """The run as Markdown."""
     pairs = outcome.confusion(len(store.classes))
@@ -120,7 +127,7 @@ def page(summary: dict, history: list[dict], outcome: Outcome, store: Store) -> 
         "| epoch | lr | train loss | train | test | images/s | seconds |",
         "| --: | --: | --: | --: | --: | --: | --: |",
         *(
-            f"| {h['epoch']} | {h['lr']:.4g} | {h['train_loss']:.4f} | {h['train_accuracy']:.2%} | {h['test_accuracy']:.2%} "
+            f"| {h['epoch']} | {h['lr']:.4g} | {h['train_loss']:.4f} | {h['train_accuracy']:.2%} | {percent(h['test_accuracy'])} "
             f"| {h['images_per_second']:,.0f} | {h['seconds']:.1f} |"
             for h in history
         ),

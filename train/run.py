@@ -26,12 +26,18 @@ SCHEMA = 1
 TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a training batch
 
 
-def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say) -> dict:
-    """One seed: set-up, training, and all files of the run folder."""
+def verified(where: str) -> Store:
+    """The store of `--data`, every byte checked against its sums."""
+    store = data.locate(where)
+    store.verify()
+    return store
+
+
+def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, store: Store | None = None) -> dict:
+    """One seed: set-up, training, and all files of the run folder. A `store` is taken as verified."""
     watch = Stopwatch(device)
     with watch.lap("setup"):
-        store = data.locate(recipe.data)
-        store.verify()
+        store = store or verified(recipe.data)
         training = assemble(recipe, store, device, watch)
         make_folder(out)
     with watch.lap("compile"):
@@ -52,25 +58,44 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say) 
     described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std")}
     identity = {"net": recipe.net, "norm": recipe.norm, **described}
     checkpoint.save_model(out / "model.safetensors", training.net, identity)
-    report.write(out, summary, training.history, training.outcome, store)
+    report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))
     summary["seconds"] = watch.report()
     write_json(out / "summary.json", summary)
-    say(f"{out}: test accuracy {summary['test_accuracy']:.4f} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
+    held = "" if not recipe.held_out else f" ({summary['tested_on']})"
+    say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{held} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
     return summary
 
 
 def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch) -> Training:
     """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline."""
     dtype = DTYPES[precision_of(recipe, device)]
-    ids = balanced(store.labels("train"), recipe.limit) if recipe.limit else None
+    held, ids = split(recipe, store.labels("train"))
     common = dict(device=device, dtype=dtype, seed=recipe.seed)
     loader = pipelines.open(recipe.pipeline, store, "train", batch_size=recipe.batch_size, policy=recipe.policy(), ids=ids, **common)
     loader = stage.stage(loader, recipe.extra(store.mean), store)
-    test = pipelines.open(recipe.pipeline, store, "test", batch_size=TEST_BATCH, policy=PLAIN, **common)
+    tested = {"split": "test"} if held is None else {"split": "train", "ids": held}
+    test = pipelines.open(recipe.pipeline, store, batch_size=TEST_BATCH, policy=PLAIN, **tested, **common)
     torch.manual_seed(recipe.seed)
     options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
     net = nets.load(recipe.net, len(store.classes), **options)
     return Training(recipe, net, loader, test, device, watch)
+
+
+def split(recipe: Recipe, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(samples held out for the test, samples to train on), int64 positions in train; None for no such choice."""
+    held = balanced(labels, recipe.held_out) if recipe.held_out else None
+    if held is None:
+        return None, balanced(labels, recipe.limit) if recipe.limit else None
+    if recipe.held_out >= len(labels):
+        raise InputError(f"--held-out {recipe.held_out} leaves none of {len(labels)} images to train on: give less")
+    rest = np.setdiff1d(np.arange(len(labels)), held)
+    return held, rest[balanced(labels[rest], recipe.limit)] if recipe.limit else rest
+
+
+def tested_images(recipe: Recipe, store: Store) -> np.ndarray:
+    """uint8[N,H,W,C], the images of the test pass in its order."""
+    held, _ = split(recipe, store.labels("train"))
+    return store.images("test") if held is None else store.images("train")[held]
 
 
 def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> dict:
@@ -94,6 +119,7 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
         "epochs": recipe.epochs,
         "train_accuracy": last["train_accuracy"],
         "test_accuracy": last["test_accuracy"],
+        "tested_on": f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test",
         "images_per_second": round(float(np.median([line["images_per_second"] for line in training.history])), 1),
     }
 
@@ -115,9 +141,10 @@ def headline(recipe: Recipe, training: Training, store: Store, device: torch.dev
 
 def epoch_line(line: dict, epochs: int) -> str:
     """One epoch for a person to read."""
+    tested = "" if line["test_accuracy"] is None else f"test {line['test_accuracy']:6.2%}  "
     return (
         f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  train {line['train_accuracy']:6.2%}  loss {line['train_loss']:.4f}  "
-        f"test {line['test_accuracy']:6.2%}  {line['images_per_second']:>9,.0f} images/s  {line['seconds']:7.1f} s"
+        f"{tested}{line['images_per_second']:>9,.0f} images/s  {line['seconds']:7.1f} s"
     )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import nets
 import pipelines
 from pipelines.errors import InputError
+from pipelines.store import Store
 from train.interval import Interval
 from train.loop import Diverged, device_of
 from train.recipe import Recipe
-from train.run import folder, train_once, write_json
+from train.run import folder, train_once, verified, write_json
 
 NOT_COMPARED = ("name", "seed", "runs", "out", "data")  # what two runs of one experiment may differ in
 
@@ -36,14 +37,15 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say) -> dict:
     A diverged seed is written to its folder's `diverged.json`, counted, and left out of no count; the accuracies
     are of the others. Raises `InputError` where the folder holds another experiment's seeds, or all diverged.
     """
-    finished, diverged = [], []
+    finished, diverged, store = [], [], None
     for seed in range(recipe.seed, recipe.seed + recipe.runs):
         one, place = replace(recipe, seed=seed, runs=1), out / f"seed-{seed}"
         outcome = earlier(one, place)
         if outcome:
             say(f"{place}: finished earlier, kept")
         else:
-            outcome = attempt(one, place, device, name, say)
+            store = store or verified(recipe.data)  # once for all seeds, and not at all where all are finished
+            outcome = attempt(one, place, device, name, say, store)
         (diverged if "diverged" in outcome else finished).append(outcome)
     if not finished:
         raise InputError(f"{out}: all {recipe.runs} runs diverged ({diverged[0]['diverged']})")
@@ -59,10 +61,10 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say) -> dict:
     return summary
 
 
-def attempt(recipe: Recipe, place: Path, device, name: str, say) -> dict:
+def attempt(recipe: Recipe, place: Path, device, name: str, say, store: Store) -> dict:
     """The summary of one seed; where it diverges, what `diverged.json` says of it."""
     try:
-        return train_once(recipe, place, device, name, say)
+        return train_once(recipe, place, device, name, say, store)
     except Diverged as error:
         say(str(error))
         place.mkdir(parents=True, exist_ok=True)

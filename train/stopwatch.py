@@ -11,10 +11,11 @@ LAPS = ("setup", "compile", "train", "eval")
 class Stopwatch:
     """`seconds[name]` adds up every `with lap(name)`; `total` runs from the first line to now.
 
-    setup    finding and checking the data, opening pipelines, building the net
+    setup    finding and checking the data, opening pipelines, building the net (of several seeds in one
+             process, only the first finds and checks the data, before its clock starts)
     compile  first batches, that kernels are built for, on a copy of the net
     train    every training epoch, waiting for data included
-    eval     every pass over the test images
+    eval     every pass over the test images; `final_eval`, part of it, is the last one alone
     """
 
     def __init__(self, device: torch.device | None = None):

@@ -1,0 +1,79 @@
+"""Muon, and progressive resolution."""
+
+import numpy as np
+import pytest
+import torch
+
+import nets
+from train.optim import Muon, newton_schulz, optimiser, orthogonal
+from train.progressive import resize, side
+from train.recipe import Recipe
+
+
+def test_orthogonal_moves_singular_values_to_one():
+    torch.manual_seed(0)
+    shapes = [(8, 27), (16, 72), (16, 72), (40, 9)]  # the last is tall
+    matrices = [torch.randn(shape) for shape in shapes]
+    for m, done in zip(matrices, orthogonal(matrices, steps=5)):
+        assert done.shape == m.shape
+        values = torch.linalg.svdvals(done)
+        assert values.min() > 0.6 and values.max() < 1.3
+        U, S, V = torch.linalg.svd(m, full_matrices=False)  # the same singular vectors: U^T done V is diagonal
+        inside = U.T @ done @ V.mT
+        assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-3
+
+
+def test_padding_with_zeros_changes_nothing():
+    torch.manual_seed(0)
+    m = torch.randn(1, 6, 20)
+    padded = torch.nn.functional.pad(m, (0, 12, 0, 4))
+    assert torch.allclose(newton_schulz(padded, 3, 1e-7)[:, :6, :20], newton_schulz(m, 3, 1e-7), atol=1e-5)
+
+
+def test_one_step_of_muon_is_the_textbooks():
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)
+    p = torch.nn.Parameter(weight.clone())
+    made = Muon([{"params": [p], "filters": True, "momentum": 0.6, "lr": 0.1}])
+    p.grad = gradient.clone()
+    made.step()
+    kept = weight * (4**0.5 / weight.norm())
+    move = newton_schulz((gradient * 1.6).reshape(1, 4, 27), 3, 1e-7).reshape(4, 3, 3, 3)
+    assert torch.allclose(p, kept - 0.1 * move, atol=1e-5)
+
+
+def test_the_rest_goes_as_torchs_nesterov_sgd():
+    torch.manual_seed(0)
+    start = torch.randn(5, 7)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    muon = Muon([{"params": [ours], "lr": 0.1, "weight_decay": 0.01}], momentum=0.9)
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(5, 7)
+        muon.step(), sgd.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_every_trained_parameter_has_one_group():
+    net = nets.load("quick")
+    made = optimiser(net, Recipe(optimiser="muon", muon_lr=0.2, lr=0.1, weight_decay=0.1))
+    held = [id(p) for group in made.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in net.parameters())
+    assert {group["initial_lr"] for group in made.param_groups if group["filters"]} == {0.2}
+    assert all(p.ndim == 4 for group in made.param_groups if group["filters"] for p in group["params"])
+
+
+def test_sides_grow_to_the_full_one_and_stay():
+    sides = [side(epoch, 9, 16, 32, 0.67) for epoch in range(9)]
+    assert sides == sorted(sides) and sides[0] == 16 and sides[-1] == 32 and set(sides) == {16, 20, 24, 28, 32}
+    assert [side(epoch, 9, 0, 32, 0.67) for epoch in range(9)] == [32] * 9
+    assert side(0, 1, 16, 32, 0.0) == 32 and side(0, 5, 40, 32, 0.5) == 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resize_keeps_what_it_should(dtype):
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)).to(dtype, memory_format=torch.channels_last)
+    assert resize(images, 32) is images
+    small = resize(images, 16)
+    assert small.shape == (2, 3, 16, 16) and small.dtype == dtype and small.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(resize(torch.full((1, 3, 32, 48), 0.5), 16), torch.full((1, 3, 16, 24), 0.5))
