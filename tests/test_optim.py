@@ -1,13 +1,19 @@
 """Muon, and progressive resolution."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import nets
+from conftest import make_store
 from train.optim import Muon, newton_schulz, optimiser, orthogonal
 from train.progressive import resize, side
+from pipelines.errors import InputError
 from train.recipe import Recipe
+from train.runs import train
 
 
 def test_orthogonal_moves_singular_values_to_one():
@@ -77,3 +83,32 @@ def test_resize_keeps_what_it_should(dtype):
     small = resize(images, 16)
     assert small.shape == (2, 3, 16, 16) and small.dtype == dtype and small.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(resize(torch.full((1, 3, 32, 48), 0.5), 16), torch.full((1, 3, 16, 24), 0.5))
+
+
+def test_a_compiled_step_learns_what_the_eager_one_does_and_seeds_share_it(tmp_path):
+    store = make_store(tmp_path / "even.safetensors", train=32)
+    small = dict(net="level1", epochs=2, batch_size=16, lr=0.02, muon_lr=0.05, device="cpu", precision="fp32", optimiser="muon", eval_every=0)
+    for compiled in (False, True):
+        train(Recipe(**small, compiled=compiled, runs=2, data=str(store.path), out=str(tmp_path / str(compiled))), "test", lambda *_: None)
+    for seed in (0, 1):
+        eager, compiled = (
+            [json.loads(line)["loss"] for line in (tmp_path / kind / f"seed-{seed}" / "steps.jsonl").read_text().splitlines()] for kind in ("False", "True")
+        )
+        assert len(eager) == 4 and np.allclose(compiled, eager, rtol=1e-3)
+    assert counters["stats"]["unique_graphs"] == 3  # forward and its backward, update, the net under test: once for both seeds
+
+
+def test_fp16_is_not_compiled(store, tmp_path):
+    with pytest.raises(InputError, match="bf16 or fp32"):
+        train(Recipe(net="level1", precision="fp16", compiled=True, device="cpu", data=str(store.path), out=str(tmp_path / "out")), "test", lambda *_: None)
+
+
+def test_whitening_gives_patches_unit_variance():
+    net = nets.load("speednet")
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 3, 32, 32)).astype(np.float32)).cumsum(2).cumsum(3)
+    net.prepare(images)
+    with torch.no_grad():
+        seen = net.whitening(images).transpose(0, 1).flatten(1)[:12]
+    covariance = seen @ seen.T / seen.shape[1]
+    assert torch.allclose(covariance, torch.eye(12), atol=0.2)
+    assert not net.whitening.weight.requires_grad and net.whitening.bias.requires_grad

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipelines.errors import InputError
+from train.compiled import compile_step, restore
 from train.evaluate import Outcome, evaluate
 from train.machine import cpu_has_bf16
 from train.optim import Plateau, optimiser
@@ -70,6 +71,15 @@ class Training:
         # only fp16 has gradients that vanish below its smallest number
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.outcome: Outcome | None = None
+        if self.recipe.compiled:
+            compile_step(self)
+
+    def restart(self, recipe: Recipe, net: nn.Module, train, test, watch: Stopwatch) -> "Training":
+        """This training with another seed: the weights of `net` and new pipelines, in the tensors and programs that are here."""
+        self.recipe, self.train, self.test, self.watch, self.history = recipe, train, test, watch, []
+        restore(self.net, self.optimiser, net.state_dict())
+        self.plateau, self.outcome = Plateau(recipe.factor, recipe.patience), None
+        return self
 
     def autocast(self):
         """A fresh context in which the forward pass runs in the training's precision."""
@@ -78,18 +88,39 @@ class Training:
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
     def warm_up(self) -> None:
-        """Have every kernel built before the clock of training runs: one batch, on a copy of the net."""
-        state, copied = torch.get_rng_state(), deepcopy(self.net)
-        for images, labels in self.train.epoch(0):
-            images = resize(images, self._side(0))
-            with self.autocast():
-                logits = copied(images)
-            nn.functional.cross_entropy(logits.float(), labels).backward()
-            break
-        torch.set_rng_state(state)  # dropout's draws do not depend on it
+        """Have every kernel built before the clock of training runs: a step at every size of image and batch that is to
+        come, undone afterwards; without `compiled`, a batch through a copy of the net."""
+        random = torch.get_rng_state()
+        (self._try_all if self.recipe.compiled else self._try_copy)()
+        torch.set_rng_state(random)  # dropout's draws do not depend on it
+
+    def _try_copy(self) -> None:
+        copied = deepcopy(self.net)
+        images, labels = next(iter(self.train.epoch(0)))
+        with self.autocast():
+            logits = copied(resize(images, self._side(0)))
+        nn.functional.cross_entropy(logits.float(), labels).backward()
+
+    def _try_all(self) -> None:
+        before = deepcopy(self.net.state_dict())
+        images, labels = next(iter(self.train.epoch(0)))
+        last = len(self.train.plan.ids) % len(labels)
+        for side in sorted({self._side(epoch) for epoch in range(self.recipe.epochs)}):
+            for count in {len(labels), last} - {0}:
+                for _ in range(3):  # a program's first calls record it
+                    self.step(resize(images[:count], side), labels[:count])
+        restore(self.net, self.optimiser, before)
+
+    def prepare(self) -> None:
+        """Let a net that looks at training images before it learns, as `speednet`'s whitening, do so: the first batch."""
+        if hasattr(self.net, "prepare"):
+            images, _ = next(iter(self.train.epoch(0)))
+            self.net.prepare(images)
 
     def run(self, on_epoch: Callable[[dict, list[float]], None]) -> None:
         """Train all epochs. `on_epoch(metrics, losses)` gets each epoch's line and the loss of every step."""
+        with self.watch.lap("train"):
+            self.prepare()
         for epoch in range(self.recipe.epochs):
             before = self.watch.seconds["train"]
             with self.watch.lap("train"):
@@ -100,7 +131,7 @@ class Training:
                 self._test(last=epoch + 1 == self.recipe.epochs)
             line = {
                 "epoch": epoch + 1,
-                "lr": self.optimiser.param_groups[0]["lr"],
+                "lr": float(self.optimiser.param_groups[0]["lr"]),
                 "train_loss": sum(losses) / len(losses),
                 "train_accuracy": right / seen,
                 "test_loss": self.outcome.loss if tested else None,
@@ -148,7 +179,11 @@ class Training:
     def _set_rate(self, progress: float) -> None:
         plateau = self.plateau.value if self.recipe.schedule == "plateau" else 1.0
         for group in self.optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * self.schedule(progress) * plateau
+            rate = group["initial_lr"] * self.schedule(progress) * plateau
+            if torch.is_tensor(group["lr"]):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One update. The detached loss (mean over the batch, float32) and the logits."""

@@ -60,14 +60,18 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_add(gradients, buffers, alpha=group["momentum"])
 
     def _others(self, parameters: list[torch.Tensor], group: dict) -> None:
-        torch._foreach_add_(parameters, self._momenta(parameters, group), alpha=-group["lr"])
+        self._move(parameters, self._momenta(parameters, group), group)
 
     def _filters(self, parameters: list[torch.Tensor], group: dict) -> None:
         norms = torch._foreach_norm(parameters)
         torch._foreach_mul_(parameters, [len(p) ** 0.5 / norm for p, norm in zip(parameters, norms)])
         momenta = [m.flatten(1) for m in self._momenta(parameters, group)]
         moves = [move.view_as(p) for move, p in zip(orthogonal(momenta), parameters)]
-        torch._foreach_add_(parameters, moves, alpha=-group["lr"])
+        self._move(parameters, moves, group)
+
+    def _move(self, parameters: list[torch.Tensor], directions: list[torch.Tensor], group: dict) -> None:
+        # not as `alpha`, which a rate kept as a tensor on the device (`compiled.py`) would have to leave it for
+        torch._foreach_sub_(parameters, torch._foreach_mul(directions, group["lr"]))
 
 
 def orthogonal(matrices: list[torch.Tensor], steps: int = 3, eps: float = 1e-7) -> list[torch.Tensor]:

@@ -36,6 +36,8 @@ class Recipe:
     runs: int = _setting(1, "trainings, with seeds seed, seed + 1, ...")
     device: str = _setting("auto", "where to train", DEVICES)
     precision: str = _setting("auto", "of the forward and backward pass", PRECISIONS)
+    compiled: bool = _setting(False, "compile the training step (torch.compile; CUDA graphs on a GPU)")
+    deterministic: bool = _setting(False, "the same bits again on CUDA too, at some cost; a CPU gives them always")
     out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
     optimiser: str = _setting("sgd", "muon: Muon for the filters, SGD with Nesterov's momentum for the rest", OPTIMISERS)
     lr: float = _setting(0.1, "largest learning rate of SGD")

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +26,24 @@ SCHEMA = 1
 TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a training batch
 
 
-def verified(where: str) -> Store:
-    """The store of `--data`, every byte checked against its sums."""
-    store = data.locate(where)
-    store.verify()
-    return store
+@dataclass
+class Kept:
+    """What the seeds of one process share, once the first has made it: the verified store, and the compiled training."""
+
+    store: Store | None = None
+    training: Training | None = None
 
 
-def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, store: Store | None = None) -> dict:
-    """One seed: set-up, training, and all files of the run folder. A `store` is taken as verified."""
+def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept) -> dict:
+    """One seed: set-up, training, and all files of the run folder."""
     watch = Stopwatch(device)
     with watch.lap("setup"):
-        store = store or verified(recipe.data)
-        training = assemble(recipe, store, device, watch)
+        if kept.store is None:
+            kept.store = data.locate(recipe.data)
+            kept.store.verify()
+        store = kept.store
+        training = assemble(recipe, store, device, watch, kept.training)
+        kept.training = training if recipe.compiled else None
         make_folder(out)
     with watch.lap("compile"):
         training.warm_up()
@@ -66,8 +71,11 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     return summary
 
 
-def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch) -> Training:
-    """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline."""
+def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None) -> Training:
+    """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline.
+
+    earlier  a training of the same recipe with another seed, whose compiled step is then used again
+    """
     dtype = DTYPES[precision_of(recipe, device)]
     held, ids = split(recipe, store.labels("train"))
     common = dict(device=device, dtype=dtype, seed=recipe.seed)
@@ -78,6 +86,8 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     torch.manual_seed(recipe.seed)
     options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
     net = nets.load(recipe.net, len(store.classes), **options)
+    if earlier is not None:
+        return earlier.restart(recipe, net, loader, test, watch)
     return Training(recipe, net, loader, test, device, watch)
 
 

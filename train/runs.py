@@ -1,17 +1,19 @@
 """A training and its repetitions: `--runs K` trains K seeds in one process, each in a folder of its own."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
+
+import torch
 
 import nets
 import pipelines
 from pipelines.errors import InputError
-from pipelines.store import Store
 from train.interval import Interval
 from train.loop import Diverged, device_of
 from train.recipe import Recipe
-from train.run import folder, train_once, verified, write_json
+from train.run import Kept, folder, train_once, write_json
 
 NOT_COMPARED = ("name", "seed", "runs", "out", "data")  # what two runs of one experiment may differ in
 
@@ -22,12 +24,15 @@ def train(recipe: Recipe, name: str = "", say=print) -> dict:
     Raises `InputError` for data, a net, a pipeline or a folder that cannot be used, before training starts.
     """
     device = device_of(recipe)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for; read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
     pipelines.load(recipe.pipeline)
     if recipe.net not in nets.names():
         raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
     out = folder(recipe)
     if recipe.runs == 1:
-        return train_once(recipe, out, device, name, say)
+        return train_once(recipe, out, device, name, say, Kept())
     return train_many(recipe, out, device, name, say)
 
 
@@ -37,15 +42,14 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say) -> dict:
     A diverged seed is written to its folder's `diverged.json`, counted, and left out of no count; the accuracies
     are of the others. Raises `InputError` where the folder holds another experiment's seeds, or all diverged.
     """
-    finished, diverged, store = [], [], None
+    finished, diverged, kept = [], [], Kept()
     for seed in range(recipe.seed, recipe.seed + recipe.runs):
         one, place = replace(recipe, seed=seed, runs=1), out / f"seed-{seed}"
         outcome = earlier(one, place)
         if outcome:
             say(f"{place}: finished earlier, kept")
         else:
-            store = store or verified(recipe.data)  # once for all seeds, and not at all where all are finished
-            outcome = attempt(one, place, device, name, say, store)
+            outcome = attempt(one, place, device, name, say, kept)
         (diverged if "diverged" in outcome else finished).append(outcome)
     if not finished:
         raise InputError(f"{out}: all {recipe.runs} runs diverged ({diverged[0]['diverged']})")
@@ -61,10 +65,10 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say) -> dict:
     return summary
 
 
-def attempt(recipe: Recipe, place: Path, device, name: str, say, store: Store) -> dict:
+def attempt(recipe: Recipe, place: Path, device, name: str, say, kept: Kept) -> dict:
     """The summary of one seed; where it diverges, what `diverged.json` says of it."""
     try:
-        return train_once(recipe, place, device, name, say, store)
+        return train_once(recipe, place, device, name, say, kept)
     except Diverged as error:
         say(str(error))
         place.mkdir(parents=True, exist_ok=True)

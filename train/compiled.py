@@ -1,0 +1,32 @@
+"""A training step through torch.compile: forward with loss, backward, and the optimiser, each one program.
+
+On CUDA the mode "max-autotune" also captures them as CUDA graphs, so that a step costs the host three launches. Seeds
+of one process share what was compiled: the parameters are inputs of the programs, not constants in them.
+"""
+
+import torch
+
+from pipelines.errors import InputError
+
+
+def compile_step(training) -> None:
+    """Replace `forward` and `update` of a `loop.Training`. Raises `InputError` for fp16, whose scaler looks at gradients on the host."""
+    if training.precision == "fp16":
+        raise InputError("--compiled with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
+    mode = "max-autotune" if training.device.type == "cuda" else "default"
+    for group in training.optimiser.param_groups:  # a number would be a constant, and compiled anew with every rate
+        group["lr"] = torch.tensor(float(group["lr"]), device=training.device)
+    # no dynamic shapes: a program each for the full batch, the last one, and every side
+    training.forward = torch.compile(training.forward, dynamic=False, mode=mode)
+    training.update = torch.compile(training.optimiser.step, dynamic=False, mode=mode)
+
+
+@torch.no_grad()
+def restore(net: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict) -> None:
+    """Undo steps in place, as compiled programs know their tensors by address: weights as in `state`, momenta at zero."""
+    net.load_state_dict(state)
+    for values in optimiser.state.values():
+        for value in values.values():
+            if torch.is_tensor(value):
+                value.zero_()
+    optimiser.zero_grad(set_to_none=True)
