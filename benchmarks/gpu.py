@@ -29,8 +29,8 @@ NEEDED = {"numpy": "numpy", "numba": "numba", "safetensors": "safetensors", "tor
 PYTHON = sys.executable
 
 
-def steps(folder: Path, data: str, device: str, quick: bool) -> list[Step]:
-    """The list, in the order in which it is run. folder: where results go; data: as `--data` everywhere."""
+def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, ...] = ()) -> list[Step]:
+    """The list, in the order in which it is run. folder: where results go; data: as `--data` everywhere; peers: scripts."""
     common = ("--data", data, "--device", device)
     charts = bool(importlib.util.find_spec("matplotlib"))
 
@@ -46,6 +46,8 @@ def steps(folder: Path, data: str, device: str, quick: bool) -> list[Step]:
     breakdown = ("--steps", "2", "--first", "1", "--rounds", "1") if quick else ("--net", "quick", "--steps", "0")
     epochs = ("--epochs", "2", "--passes", "1") if quick else ("--net", "quick", "--epochs", "5")
     training = ("level1", "--epochs", "1", "--limit", "128") if quick else ("default",)
+    seconds = ("level1", "--epochs", "1", "--limit", "128", "--runs", "2") if quick else ("speed", "--runs", "10")
+    raced = (PYTHON, "-m", "benchmarks.time_to_accuracy", *seconds, *common, "--out", str(folder / "speed"), *(flag for script in peers for flag in ("--peer", script)))
     trained = (PYTHON, "-m", "train", *training, *common, "--out", str(folder / "training"))
     return [
         Step(
@@ -90,6 +92,15 @@ def steps(folder: Path, data: str, device: str, quick: bool) -> list[Step]:
             "epoch_time.json",
             least=0 if quick else 60,
             most=400,
+            after="machine",
+        ),
+        Step(
+            "speed",
+            raced,
+            "How many seconds to which accuracy, beside the speed records' scripts?",
+            "speed/result.json",
+            least=0 if quick else 60,
+            most=600,
             after="machine",
         ),
         Step(
@@ -141,6 +152,7 @@ def gpu(given: list[str], begin: float) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where results are kept, and looked for")
     parser.add_argument("--minutes", type=float, required=True, metavar="M", help="end within that many minutes")
     parser.add_argument("--data", default="", help="a store or a source (default: as python -m train)")
+    parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a speed record's script, run beside ours; may be repeated")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu only to try the command")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the command: the figures mean nothing")
     asked = parser.parse_args(given)
@@ -153,7 +165,7 @@ def gpu(given: list[str], begin: float) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step at work is ended too
     data = str(Path(asked.data).resolve()) if asked.data and Path(asked.data).exists() else asked.data
     index = Index(Path(asked.out).resolve(), identity() + ("-quick" if asked.quick else "") + ("-cpu" if asked.device == "cpu" else ""))
-    listed = steps(index.folder, data, asked.device, asked.quick)
+    listed = steps(index.folder, data, asked.device, asked.quick, tuple(str(Path(script).resolve()) for script in asked.peer))
     states = run(listed, index, begin + 60 * asked.minutes, say=lambda text: print(text, flush=True))
     done = states.count("done")
     rest = "" if done == len(states) else "; it says why not all: call again with the same --out to go on"

@@ -54,11 +54,13 @@ def norm(kind: str, channels: int, groups: int = 8, ghost: int = 32) -> nn.Modul
     raise ValueError(f"norm {kind!r}: choose one of {', '.join(NORMS)}")
 
 
-def block(inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution, norm, ReLU and, above zero, Dropout2d; `kernel` is odd, and stride 1 keeps height and width."""
+def block(
+    inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0, *, kernel: int = 3, stride: int = 1, activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Convolution, norm, activation and, above zero, Dropout2d; `kernel` is odd, and stride 1 keeps height and width."""
     # The norm's own bias makes one in the convolution useless.
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    layers = [convolution, norm(norm_kind, outputs), nn.ReLU(inplace=True)]
+    layers = [convolution, norm(norm_kind, outputs), activation(inplace=True)]
     return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else nn.Sequential(*layers)
 
 

@@ -62,10 +62,11 @@ def test_the_rest_goes_as_torchs_nesterov_sgd():
 
 def test_every_trained_parameter_has_one_group():
     net = nets.load("quick")
-    made = optimiser(net, Recipe(optimiser="muon", muon_lr=0.2, lr=0.1, weight_decay=0.1))
+    made = optimiser(net, Recipe(optimiser="muon", muon_lr=0.2, lr=0.1, head_lr=0.3, weight_decay=0.1))
     held = [id(p) for group in made.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in net.parameters())
     assert {group["initial_lr"] for group in made.param_groups if group["filters"]} == {0.2}
+    assert {group["initial_lr"]: {p.ndim for p in group["params"]} for group in made.param_groups} == {0.3: {2}, 0.1: {1}, 0.2: {4}}
     assert all(p.ndim == 4 for group in made.param_groups if group["filters"] for p in group["params"])
 
 

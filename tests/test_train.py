@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pipelines
 from conftest import make_store
 from pipelines.errors import InputError, NotInstalled
 from train import recipes
-from train.__main__ import named
+from train.__main__ import main, named
 from train.checkpoint import load, load_model
 from train.evaluate import Outcome
 from train.loop import Diverged
@@ -213,7 +214,7 @@ def test_unknown_flag_is_an_error():
 
 
 def test_every_field_is_a_flag_and_every_recipe_is_valid():
-    assert {"default", "level1", "level2", "level3", "level4"} <= set(named())
+    assert {"default", "cpu", "speed", "speed95", "speed96", "level1", "level2", "level3", "level4"} <= set(named())
     for name in named():
         _, recipe = parse([name], named())
         assert recipe == getattr(recipes, name)() and recipe.net in nets.names()
@@ -285,3 +286,9 @@ def test_epochs_without_a_test_pass_say_so(store, tmp_path):
     assert [line["test_accuracy"] is None for line in metrics] == [True, False, False]
     assert summary["tested_on"] == "7 images held out of train" and "held out" in lines[-1] and "test" not in lines[1]
     assert summary["seconds"]["final_eval"] <= summary["seconds"]["eval"]
+
+
+def test_the_readmes_table_of_recipes_is_made_from_their_docstrings(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "catalogue"])
+    main()
+    assert capsys.readouterr().out in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from train import recipes
 from train.recipe import parse
 from train.runs import train
 
-COMMANDS = ()  # words that stand for a module of their own, train/<word>.py with main(arguments); "-" is "_" in its name
+COMMANDS = ("catalogue",)  # words that stand for a module of their own, train/<word>.py with main(arguments); "-" is "_" in its name
 
 
 def named() -> dict:

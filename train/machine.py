@@ -27,6 +27,11 @@ def cpu_has_bf16() -> bool:
     return bool(able.get("amx_bf16") or (able.get("avx512_bf16") and vendor() != "GenuineIntel"))
 
 
+def cpu_has_avx512() -> bool:
+    """Whether this processor's vectors hold sixteen float32."""
+    return bool(torch.cpu.get_capabilities().get("avx512_f"))
+
+
 def vendor() -> str:
     """The processor's maker as it names itself, "" where the system does not tell."""
     info = Path("/proc/cpuinfo")

@@ -19,8 +19,12 @@ def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     filters = [p for p in trained if p.ndim == 4] if recipe.optimiser == "muon" else []
     weights = [p for p in trained if p.ndim > 1 and not (filters and p.ndim == 4)]
     others = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    groups = [{**group, "lr": recipe.lr, "initial_lr": recipe.lr} for group in groups if group["params"]]
+    rate = (recipe.head_lr or recipe.lr) if filters else recipe.lr
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay, "lr": rate, "initial_lr": rate},
+        {"params": others, "weight_decay": 0.0, "lr": recipe.lr, "initial_lr": recipe.lr},
+    ]
+    groups = [group for group in groups if group["params"]]
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     rate = {"lr": recipe.muon_lr, "initial_lr": recipe.muon_lr}

@@ -42,6 +42,7 @@ class Recipe:
     optimiser: str = _setting("sgd", "muon: Muon for the filters, SGD with Nesterov's momentum for the rest", OPTIMISERS)
     lr: float = _setting(0.1, "largest learning rate of SGD")
     momentum: float = _setting(0.9, "of SGD")
+    head_lr: float = _setting(0.0, "largest learning rate of the other weights beside Muon's filters; 0 for lr")
     muon_lr: float = _setting(0.1, "largest learning rate of Muon, fraction of a filter's norm")
     muon_momentum: float = _setting(0.6, "of Muon")
     nesterov: bool = _setting(False, "Nesterov's momentum")

@@ -1,0 +1,23 @@
+"""python -m train catalogue: every recipe with what its docstring says to expect, as the table of the README."""
+
+import inspect
+
+from pipelines.errors import InputError
+from train.recipe import Recipe
+
+
+def table(recipes: dict) -> str:
+    """A Markdown table: name, net, epochs here, and the docstring as one cell. `recipes` maps names to functions."""
+    rows = ["| recipe | net | what it is, and what was measured |", "| --- | --- | --- |"]
+    for name, made in recipes.items():
+        recipe: Recipe = made()
+        rows.append(f"| `{name}` | {recipe.net} | {' '.join(inspect.getdoc(made).split())} |")
+    return "\n".join(rows)
+
+
+def main(arguments: list[str]) -> None:
+    from train.__main__ import named
+
+    if arguments:
+        raise InputError(f"catalogue {arguments[0]}: takes no arguments")
+    print(table(named()))
