@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.store import Store, replacing
+from train import page
 from train.evaluate import Outcome
+from train.gallery import wrong_ones
 
 try:
     import matplotlib
@@ -26,11 +28,11 @@ GALLERY = 40  # wrong predictions shown
 
 
 def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store: Store, images: np.ndarray) -> None:
-    """Write curves.png, confusion.png, mistakes.png and report.md into the run folder.
+    """Write curves.png, confusion.png, mistakes.png, report.md and report.html into the run folder.
 
     images  uint8[N,H,W,C], those that `outcome` is of
     """
-    data, text = summary["data"]["name"], page(summary, history, outcome, store)
+    data, text = summary["data"]["name"], markdown(summary, history, outcome, store)
     if plt is None:
         print("matplotlib is not installed: the report has no pictures", file=sys.stderr)
         text = "\n".join(line for line in text.split("\n") if not line.startswith("!["))
@@ -40,6 +42,7 @@ def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store
         save(out / "mistakes.png", mistakes(images, outcome, store.classes, data))
     with replacing(out / "report.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
+    page.write(out, summary, history, outcome, store, images)
 
 
 def save(path: Path, figure: plt.Figure) -> None:
@@ -86,8 +89,7 @@ def confusion(table: np.ndarray, classes: tuple[str, ...], data: str) -> plt.Fig
 
 def mistakes(images: np.ndarray, outcome: Outcome, classes: tuple[str, ...], data: str) -> plt.Figure:
     """The first wrong predictions, spread over the test split. images uint8[N,H,W,C]."""
-    wrong = np.flatnonzero(outcome.predicted != outcome.true)
-    shown = wrong[np.linspace(0, len(wrong) - 1, min(GALLERY, len(wrong))).astype(int)] if len(wrong) else wrong
+    shown, count = wrong_ones(outcome, GALLERY), int((outcome.predicted != outcome.true).sum())
     columns = 8
     rows = max(1, -(-len(shown) // columns))
     figure, grid = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.75 * rows + 0.6), squeeze=False)
@@ -98,7 +100,7 @@ def mistakes(images: np.ndarray, outcome: Outcome, classes: tuple[str, ...], dat
         predicted, true = classes[outcome.predicted[i]], classes[outcome.true[i]]
         axes.set_title(f"{predicted}\n", fontsize=9, color=TEST, pad=2)
         axes.text(0.5, 1.03, f"is {true}", transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color="0.3")
-    figure.suptitle(f"{len(wrong):,} of {len(outcome.true):,} wrong: predicted (red) and true class, {data}", y=0.995)
+    figure.suptitle(f"{count:,} of {len(outcome.true):,} wrong: predicted (red) and true class, {data}", y=0.995)
     figure.tight_layout(rect=(0, 0, 1, 0.99))
     return figure
 
@@ -107,12 +109,8 @@ def percent(accuracy: float | None) -> str:
     return "" if accuracy is None else f"{accuracy:.2%}"
 
 
-def page(summary: dict, history: list[dict], outcome: Outcome, store: Store) -> str:
+def markdown(summary: dict, history: list[dict], outcome: Outcome, store: Store) -> str:
     """The run as Markdown."""
-    pairs = outcome.confusion(len(store.classes))
-    np.fill_diagonal(pairs, 0)
-    order = np.argsort(pairs, axis=None, kind="stable")[::-1][:5]
-    mixed = [(store.classes[i], store.classes[j], pairs[i, j]) for i, j in (np.unravel_index(k, pairs.shape) for k in order) if pairs[i, j]]
     lines = [
         f"# {summary['net']} on {summary['data']['name']}",
         "",
@@ -134,7 +132,7 @@ def page(summary: dict, history: list[dict], outcome: Outcome, store: Store) -> 
         "",
         "## What it confuses",
         "",
-        *(f"- {true} taken for {predicted}: {count} images" for true, predicted, count in mixed),
+        *(f"- {true} taken for {predicted}: {count} images" for true, predicted, count in page.confused(outcome, store.classes)),
         "",
         "![confusion](confusion.png)",
         "",
