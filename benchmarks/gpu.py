@@ -47,7 +47,8 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
     epochs = ("--epochs", "2", "--passes", "1") if quick else ("--net", "quick", "--epochs", "5")
     training = ("level1", "--epochs", "1", "--limit", "128") if quick else ("default",)
     seconds = ("level1", "--epochs", "1", "--limit", "128", "--runs", "2") if quick else ("speed", "--runs", "10")
-    raced = (PYTHON, "-m", "benchmarks.time_to_accuracy", *seconds, *common, "--out", str(folder / "speed"), *(flag for script in peers for flag in ("--peer", script)))
+    beside = (*(("--target", "peer") if peers else ()), *(flag for script in peers for flag in ("--peer", script)))
+    raced = (PYTHON, "-m", "benchmarks.time_to_accuracy", *seconds, *common, "--out", str(folder / "speed"), *beside)
     trained = (PYTHON, "-m", "train", *training, *common, "--out", str(folder / "training"))
     return [
         Step(
