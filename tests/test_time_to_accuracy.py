@@ -10,6 +10,7 @@ import torch
 from benchmarks import adapter, gpu, standings, time_to_accuracy
 from conftest import make_store
 from pipelines.errors import InputError
+from train import run as train_run
 from train import runs as train_runs
 from train.loop import Diverged
 from train.recipe import Recipe
@@ -168,6 +169,13 @@ def test_a_peer_that_needs_cuda_is_said_not_to_have_run(store, tmp_path):
 # Ours
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A run's own report takes longer than its training here, and `test_train.py` looks at it."""
+    monkeypatch.setattr(train_run.report, "write", quiet)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_ours_beside_a_peer_interleaved_and_resumed(store, tmp_path, capsys):
     file, out = script(tmp_path, PEER), tmp_path / "out"
     command = ["default", "--runs", "2", "--out", str(out), "--peer", str(file), "--target", "peer", "--data", str(store.path), *FLAGS]
@@ -199,6 +207,7 @@ def test_ours_beside_a_peer_interleaved_and_resumed(store, tmp_path, capsys):
         time_to_accuracy.main([*command, "--data", str(other.path)])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_diverged_seed_is_counted_and_named_and_in_no_mean(store, tmp_path, monkeypatch, capsys):
     once = train_runs.train_once
 
