@@ -97,7 +97,11 @@ def chart(rows: list[dict], title: str, path: Path) -> None:
         axes.axhline(100 * target, color="0.4", lw=1, ls="--", zorder=0, label=f"target {target:.2%}")
     times = [run["seconds"] for row in rows for run in row["runs"]]
     if times and max(times) > 5 * min(times):
+        from matplotlib.ticker import LogLocator, NullLocator  # here: there may be no matplotlib
+
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="seconds (field's clock: training and last test pass)", ylabel="test accuracy (%)", title=title)
     axes.margins(x=0.15, y=0.2)
@@ -110,12 +114,12 @@ def chart(rows: list[dict], title: str, path: Path) -> None:
 def cross(axes, row: dict, colour: str) -> None:
     """One contestant's dots and cross."""
     accuracy, seconds = row["accuracy_interval"], row["seconds_interval"]
-    dots = [run["seconds"] for run in row["runs"]], [100 * run["accuracy"] for run in row["runs"]]
-    axes.plot(*dots, "o", ms=6, alpha=0.4, mec="none", color=colour)
     reach, beside = {}, "one run"
     if seconds["n"] > 1:
         reach = {"xerr": seconds["high"] - seconds["mean"], "yerr": 100 * (accuracy["high"] - accuracy["mean"])}
         ends = f"{100 * accuracy['low']:.2f} to {accuracy['high']:.2%}"
         beside = f"n {accuracy['n']}, sd {100 * accuracy['deviation']:.2f}, 95% interval {ends}"
     label = f"{row['who']}: {accuracy['mean']:.2%} ({beside}) in {seconds['mean']:.3g} s"
-    axes.errorbar(seconds["mean"], 100 * accuracy["mean"], **reach, fmt="+", ms=11, mew=1.8, elinewidth=1.8, capsize=4, color=colour, label=label)
+    dots = [run["seconds"] for run in row["runs"]], [100 * run["accuracy"] for run in row["runs"]]
+    axes.plot(*dots, "o", ms=6, alpha=0.5, mec="none", color=colour, label=label)
+    axes.errorbar(seconds["mean"], 100 * accuracy["mean"], **reach, fmt="+", ms=11, mew=1.8, elinewidth=1.8, capsize=4, color=colour)
