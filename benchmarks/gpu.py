@@ -101,7 +101,7 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
             "How many seconds to which accuracy, beside the speed records' scripts?",
             "speed/result.json",
             least=0 if quick else 60,
-            most=600,
+            most=600 + 300 * len(peers),  # each compiles for minutes
             after="machine",
         ),
         Step(
