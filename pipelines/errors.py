@@ -8,12 +8,19 @@ class InputError(ValueError):
     """Bad input or a missing part. The message is one line: what, where, and what to do about it."""
 
     def __str__(self) -> str:
-        """One line even where a file's name or a library's reason has several."""
-        return " ".join(super().__str__().splitlines())
+        """One line even where a file's name or a library's reason has several, and nothing that steers a terminal."""
+        line = " ".join(super().__str__().splitlines())
+        return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class NotInstalled(InputError, ImportError):
     """A pipeline's own library is absent. The message says how to install it."""
+
+
+def reason(error: Exception) -> str:
+    """What a library says of a failure, in a few words: its first line, or its kind where it says nothing."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0]:.200}".rstrip(":. ") if lines else type(error).__name__
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -1,12 +1,10 @@
 """The official CIFAR archives, "python version": fetched, checked, and read without running anything in them.
 
-Their pickles pass an unpickler that admits arrays and plain values, and an array is read from the bytes
-it was pickled as, so that not even NumPy's own unpickling runs.
+Their pickles are read by `pickles.py`, which admits arrays and plain values, and an array is taken from the bytes it
+was pickled as, so that not even NumPy's own unpickling runs.
 """
 
 import hashlib
-import io
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -18,10 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines import tars
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reason
+from pipelines.pickles import Name, Stand, load as values
 from pipelines.store import replacing
 
 MOST_BYTES = 1 << 30  # of one pickle: CIFAR-100's training batch has 155 MB
+MOST_SWELL = 16  # bytes of files to one of their archive: CIFAR's own are 1.1
 BLOCK = 1 << 20
 
 
@@ -128,6 +128,9 @@ def _tar_files(path: Path) -> dict[str, bytes]:
     """File name to contents."""
     known = {name.rsplit("/", 1)[-1]: member for name, member in tars.index(path).items()}
     known = {name: member for name, member in known.items() if name in _known()}
+    most = MOST_SWELL * path.stat().st_size + BLOCK
+    if sum(member.size for member in known.values()) > most:
+        raise InputError(f"{path}: its files are more than {MOST_SWELL} times as large as itself, which images never are: get the archive again")
     names = list(known)
     return {names[i]: data for i, data in tars.contents(path, list(known.values()), MOST_BYTES)}
 
@@ -153,62 +156,33 @@ def _batch(data: bytes, where: str, spec: Archive, classes: int) -> Batch:
 def _rows(array) -> np.ndarray | None:
     """uint8[N,3072] of an unpickled array, or None where it is anything else."""
     try:
-        _, (count, width), dtype, fortran, data = array.state
-        if dtype.name not in ("u1", b"u1") or width != 3072:
+        _, (count, width), dtype, fortran, data = array.state  # as NumPy writes it: version, shape, dtype, order, bytes
+        if dtype.arguments[0] not in ("u1", b"u1") or width != 3072:
             return None
         return np.frombuffer(data, np.uint8).reshape((count, width), order="F" if fortran else "C")
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, IndexError, TypeError, ValueError):
         return None
-
-
-class _Array:
-    """Stands for a pickled array and keeps the state that NumPy wrote: version, shape, dtype, order, bytes."""
-
-    def __init__(self, *_):
-        pass
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-class _Dtype(_Array):
-    """Stands for a pickled dtype and keeps its name."""
-
-    def __init__(self, name, *_):
-        self.name = name
-
-
-class _Latin1(_Array):
-    """What Python 3 pickles bytes as, with protocol 2."""
-
-    def __new__(cls, text, coding):
-        return text.encode("latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Admits what arrays of plain numbers are pickled as, and nothing else."""
-
-    ADMITTED = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): _Latin1,
-    }
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ADMITTED:
-            raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
-        return self.ADMITTED[module, name]
 
 
 def _unpickle(data: bytes, where: str) -> dict:
     """The pickled dict, keys and names as bytes whichever Python wrote it."""
+    left = len(data)
+
+    def latin1(text, _):
+        """What Python 3 pickles bytes as, with protocol 2: each once, so that all together are no longer than the pickle."""
+        nonlocal left
+        left -= len(text)
+        if left < 0:
+            raise ValueError("more bytes than it holds")
+        return text.encode("latin1")
+
+    arrays = {Name(module, "_reconstruct"): Stand for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
+    admitted = {**arrays, Name("numpy", "ndarray"): Stand, Name("numpy", "dtype"): Stand, Name("_codecs", "encode"): latin1}
     try:
-        value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        value = values(data, admitted)
         return {_bytes(k): [_bytes(v) for v in vs] if isinstance(vs, list) else vs for k, vs in value.items()}
     except Exception as error:  # a damaged pickle can raise anything; none of it may pass as data
-        raise InputError(f"{where}: refused, not a CIFAR pickle ({error!s:.200}): get the archive again") from None
+        raise InputError(f"{where}: refused, not a CIFAR pickle ({reason(error)}): get the archive again") from None
 
 
 def _bytes(value):

@@ -8,15 +8,16 @@ from PIL import Image
 from pipelines.errors import InputError
 
 LARGEST = 512  # pixels a side: what is meant by small images
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")  # Pillow reads more, some by starting other programs
 
 
 def decode(data: bytes) -> np.ndarray:
-    """uint8[H,W,3] of an encoded image (any format Pillow reads); raises what Pillow raises.
+    """uint8[H,W,3] of an encoded image in one of `FORMATS`, whatever its file is called; raises what Pillow raises.
 
     Raises `ValueError`, before anything is decoded, for a large image, and for pixels of more than 8 bits,
     which Pillow would clip.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if max(image.size) > LARGEST:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {LARGEST} a side")
         if image.mode[0] in "IF":

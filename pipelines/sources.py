@@ -126,7 +126,7 @@ def image_tar(path: Path, members: dict) -> Source:
         alias = next((a for a in aliases if a in there), None)
         if alias is None:
             raise InputError(f"{path}: no {split} images: {LAYOUT}")
-        splits[split] = _in_tar(path, {n: m for n, m in members.items() if tars.parts(n)[-depth:][0] == alias}, depth)
+        splits[split] = _in_tar(path, {n: m for n, m in members.items() if tars.parts(n)[-depth:][:1] == [alias]}, depth)
     return _images(path.name.split(".")[0], splits)
 
 

@@ -56,7 +56,7 @@ class Store:
         try:
             self.encoding = metadata["encoding"]
             self.height, self.width, self.channels = (int(metadata[k]) for k in ("height", "width", "channels"))
-            self.classes = tuple(str(name) for name in json.loads(metadata["classes"]))
+            self.classes = _names(json.loads(metadata["classes"]))
             self.mean, self.std = (tuple(float(v) for v in json.loads(metadata[k])) for k in ("mean", "std"))
             self.source = metadata["source"]
             self.sha256 = dict(json.loads(metadata["sha256"]))
@@ -81,6 +81,8 @@ class Store:
             raise ValueError("mean and std do not fit the channels")
         if not self.splits:
             raise ValueError("no split in it")
+        if len(self._header) != len(BLANK):
+            raise ValueError("its description has no checksum")
 
     def _check_split(self, split: str) -> None:
         """Raise `ValueError` or `KeyError` where a split's tensors cannot be what the header says."""
@@ -246,6 +248,13 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise
     except Exception as error:  # of safetensors, of torch for a type it cannot hand to NumPy, of the system
         raise InputError(f"{path}: not a readable store ({error!s:.200}): {AGAIN}") from None
+
+
+def _names(names) -> tuple[str, ...]:
+    """The class names; raises `ValueError` for what is no list of texts that can be written again."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and is_utf8(name) for name in names):
+        raise ValueError("the class names are no list of texts")
+    return tuple(names)
 
 
 def _check_offsets(offsets: np.ndarray, count: int, stream: np.ndarray) -> None:

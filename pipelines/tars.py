@@ -5,11 +5,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reason
+
+MOST_NAME = 1 << 16  # bytes of a long name or a set of extended records
+NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+MOST_SWELL = (1 << 30, 1000)  # bytes that an archive may become, and more for each byte it has: images stay far below it
+MOST_HEADERS = (1 << 24, 32)  # bytes of headers likewise: they are what stays in memory
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header. `tarfile` takes a damaged one, or none, for the archive's end; here it is an error."""
+    """A member's header. `tarfile` takes a damaged one, or none, for the archive's end; here it is an error.
+
+    So are a size below zero, at which older Pythons turn in a circle, names that fill memory, and sparse files, which
+    are larger than their archive.
+    """
 
     @classmethod
     def frombuf(cls, buf, encoding, errors):
@@ -20,6 +29,17 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from None
 
+    def _proc_member(self, tar):  # tarfile's place for subclasses to look at a header, before its content is read
+        if self.size < 0 or self.size > MOST_NAME and self.type in NAMES or self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"a member of type {self.type!r} with {self.size} bytes")
+        member = super()._proc_member(tar)
+        if member.size < 0 or member.issparse():
+            raise tarfile.ReadError("a member that is sparse or of a negative size")
+        return member
+
+    def _proc_gnusparse_10(self, *_):  # its map would be read into memory first
+        raise tarfile.ReadError("a member that is sparse")
+
 
 def index(path: Path) -> dict[str, tarfile.TarInfo]:
     """Name to member, plain files only: links and devices are no images. Of two with one name the last counts.
@@ -27,14 +47,17 @@ def index(path: Path) -> dict[str, tarfile.TarInfo]:
     Raises `InputError` for a damaged archive, and for one with a member that leads outside it.
     """
     with _whole(path), tarfile.open(path, tarinfo=_Header) as tar:
-        found = {}
+        found, headers = {}, 0
         for member in tar:
+            headers += member.offset_data - member.offset
+            _check_swell(path, tar.offset, MOST_SWELL)
+            _check_swell(path, headers, MOST_HEADERS)
             if member.name.startswith("/") or ".." in member.name.split("/"):
                 raise InputError(f"{path}: member {member.name!r} leads outside the archive: get it from a source you trust")
             if member.isfile():
                 found[member.name] = member
         while tar.fileobj.read(1 << 20):  # gzip and xz keep their checksum behind the last member
-            pass
+            _check_swell(path, tar.fileobj.tell(), MOST_SWELL)
     return found
 
 
@@ -60,6 +83,11 @@ def parts(name: str) -> list[str]:
     return [part for part in name.split("/") if part not in ("", ".")]
 
 
+def _check_swell(path: Path, size: int, most: tuple[int, int]) -> None:
+    if size > most[0] + most[1] * path.stat().st_size:
+        raise InputError(f"{path}: not a whole tar archive (it says it holds {size:,} bytes, far more than images would take): get it again")
+
+
 @contextmanager
 def _whole(path: Path):
     """Turn whatever a damaged archive raises into one line that names it."""
@@ -68,5 +96,4 @@ def _whole(path: Path):
     except InputError:
         raise
     except Exception as error:  # tarfile lets ValueError, OverflowError and more through
-        reason = str(error).split("\n")[0].rstrip(":")
-        raise InputError(f"{path}: not a whole tar archive ({reason}): get it again") from None
+        raise InputError(f"{path}: not a whole tar archive ({reason(error)}): get it again") from None
