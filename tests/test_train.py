@@ -67,7 +67,7 @@ def test_saved_model_gives_the_same_predictions(run, store):
 def test_checkpoint_holds_plain_values(run):
     out, _ = run
     state = load(out / "checkpoint.pt")
-    assert state["epoch"] == 2 and state["recipe"]["net"] == "level1" and set(state["net"]) == set(nets.load("level1", 10).state_dict())
+    assert (state["epoch"], state["step"]) == (2, 0) and state["recipe"]["net"] == "level1" and set(state["net"]) == set(nets.load("level1", 10).state_dict())
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path):

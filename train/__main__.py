@@ -1,11 +1,11 @@
-"""python -m train [RECIPE] [--field value ...], or python -m train COMMAND ..."""
+"""python -m train [RECIPE] [--field value ...], python -m train --resume RUN, or python -m train COMMAND ..."""
 
 import importlib
 import inspect
 import sys
 
 from pipelines.errors import exit_code
-from train import recipes
+from train import recipes, resume
 from train.recipe import parse
 from train.runs import train
 
@@ -21,6 +21,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments and arguments[0] in COMMANDS:
         return importlib.import_module(f"train.{arguments[0].replace('-', '_')}").main(arguments[1:])
+    if any(word.split("=")[0] == "--resume" for word in arguments):
+        return resume.main(arguments)
     name, recipe = parse(arguments, named())
     train(recipe, name)
 

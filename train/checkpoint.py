@@ -7,19 +7,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reason
 from pipelines.store import replacing
+from train import archive
 
 
-def save(path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, scaler, epoch: int, recipe: dict) -> None:
-    """Write a checkpoint: everything after `epoch` finished epochs, plain tensors and values only."""
-    state = {
-        "net": net.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "scaler": scaler.state_dict(),
-        "epoch": epoch,
-        "recipe": recipe,
-    }
+def save(path: Path, state: dict) -> None:
+    """Write a checkpoint whole or not at all: a `Training.state`, plain tensors and values only."""
     file = io.BytesIO()  # torch's own writer reports a full disk as no OSError
     torch.save(state, file)
     with replacing(path) as temporary:
@@ -29,9 +23,12 @@ def save(path: Path, net: nn.Module, optimiser: torch.optim.Optimizer, scaler, e
 def load(path: Path, device: str = "cpu") -> dict:
     """A checkpoint's values. No code in the file can run. Raises `InputError` where it cannot be read."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}): train again") from None
+        state = archive.read(path, device)
+    except Exception as error:  # a damaged file raises many kinds
+        raise InputError(f"{path}: not a readable checkpoint ({reason(error)}): train again") from None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: a torch file, but not a checkpoint: train again")
+    return state
 
 
 def save_model(path: Path, net: nn.Module, metadata: dict[str, str]) -> None:
@@ -44,7 +41,11 @@ def save_model(path: Path, net: nn.Module, metadata: dict[str, str]) -> None:
 def load_model(path: Path, net: nn.Module) -> nn.Module:
     """Put a saved model's weights into `net` and give it back. Raises `InputError` where they do not fit."""
     try:
-        net.load_state_dict(safetensors.torch.load_file(path))
+        tensors = safetensors.torch.load_file(path)
+        wrong = [name for name, mine in net.state_dict().items() if name in tensors and tensors[name].dtype != mine.dtype]
+        if wrong:  # torch would convert, and take the bits of one type for numbers of another
+            raise ValueError(f"{wrong[0]} is of type {tensors[wrong[0]].dtype}")
+        net.load_state_dict(tensors)
     except Exception as error:
-        raise InputError(f"{path}: not a model of this net ({str(error).splitlines()[0]}): name the net it was trained as") from None
+        raise InputError(f"{path}: not a model of this net ({reason(error)}): name the net it was trained as") from None
     return net

@@ -3,6 +3,7 @@
 Shapes: images [B,C,H,W] channels_last, labels int64[B], logits [B,K].
 """
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -50,6 +51,18 @@ def precision_of(recipe: Recipe, device: torch.device) -> str:
 
 
 @dataclass
+class Progress:
+    """How far a training is: the `epoch` and `step` of its next batch, from 0, and what the epoch's earlier steps gave."""
+
+    epoch: int = 0
+    step: int = 0
+    losses: list[torch.Tensor] = field(default_factory=list)
+    right: torch.Tensor | int = 0
+    seen: int = 0
+    seconds: float = 0.0  # of this epoch, spent before an interruption
+
+
+@dataclass
 class Training:
     """A net on its way through a recipe: `run` does one epoch after another and tells `on_epoch` of each."""
 
@@ -71,6 +84,7 @@ class Training:
         # only fp16 has gradients that vanish below its smallest number
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.outcome: Outcome | None = None
+        self.progress, self.began = Progress(), time.perf_counter()
         if self.recipe.compiled:
             compile_step(self)
 
@@ -78,7 +92,7 @@ class Training:
         """This training with another seed: the weights of `net` and new pipelines, in the tensors and programs that are here."""
         self.recipe, self.train, self.test, self.watch, self.history = recipe, train, test, watch, []
         restore(self.net, self.optimiser, net.state_dict())
-        self.plateau, self.outcome = Plateau(recipe.factor, recipe.patience), None
+        self.plateau, self.outcome, self.progress = Plateau(recipe.factor, recipe.patience), None, Progress()
         return self
 
     def autocast(self):
@@ -117,31 +131,75 @@ class Training:
             images, _ = next(iter(self.train.epoch(0)))
             self.net.prepare(images)
 
-    def run(self, on_epoch: Callable[[dict, list[float]], None]) -> None:
-        """Train all epochs. `on_epoch(metrics, losses)` gets each epoch's line and the loss of every step."""
-        with self.watch.lap("train"):
-            self.prepare()
-        for epoch in range(self.recipe.epochs):
-            before = self.watch.seconds["train"]
+    def run(self, on_epoch: Callable[[dict, list[float]], None], on_step: Callable[[], None] = lambda: None) -> None:
+        """Train from where `progress` is to the last epoch. `on_epoch(metrics, losses)` gets each epoch's line and the loss
+        of every step; `on_step` is called after each step, when `state` may be taken."""
+        if (self.progress.epoch, self.progress.step) == (0, 0):
             with self.watch.lap("train"):
-                losses, right, seen = self.epoch(epoch)
-            seconds = self.watch.seconds["train"] - before
-            tested = self._is_tested(epoch)
-            if tested:
-                self._test(last=epoch + 1 == self.recipe.epochs)
-            line = {
-                "epoch": epoch + 1,
-                "lr": float(self.optimiser.param_groups[0]["lr"]),
-                "train_loss": sum(losses) / len(losses),
-                "train_accuracy": right / seen,
-                "test_loss": self.outcome.loss if tested else None,
-                "test_accuracy": self.outcome.accuracy if tested else None,
-                "images_per_second": round(seen / seconds, 1),
-                "seconds": round(seconds, 3),
-            }
+                self.prepare()
+        for epoch in range(self.progress.epoch, self.recipe.epochs):
+            before = self.watch.seconds["train"]
+            self.watch.seconds["train"] += self.progress.seconds
+            with self.watch.lap("train"):
+                losses, right, seen = self.epoch(epoch, self.progress.step, on_step)
+            line = self._line(losses, right, seen, self.watch.seconds["train"] - before)
             self.plateau.step(line["train_loss"])
             self.history.append(line)
+            self.progress = Progress(epoch + 1)
             on_epoch(line, losses)
+        if self.outcome is None:  # interrupted behind the last epoch
+            self._test(last=True)
+
+    def _line(self, losses: list[float], right: int, seen: int, seconds: float) -> dict:
+        """The metrics of the epoch that `progress` is in, its test pass included."""
+        epoch = self.progress.epoch
+        tested = self._is_tested(epoch)
+        if tested:
+            self._test(last=epoch + 1 == self.recipe.epochs)
+        return {
+            "epoch": epoch + 1,
+            "lr": float(self.optimiser.param_groups[0]["lr"]),
+            "train_loss": sum(losses) / len(losses),
+            "train_accuracy": right / seen,
+            "test_loss": self.outcome.loss if tested else None,
+            "test_accuracy": self.outcome.accuracy if tested else None,
+            "images_per_second": round(seen / seconds, 1),
+            "seconds": round(seconds, 3),
+        }
+
+    def state(self) -> dict:
+        """All that a later process needs to go on from here to the same bits: plain values and tensors."""
+        at = self.progress
+        return {
+            "net": self.net.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "plateau": vars(self.plateau),
+            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []},
+            "history": self.history,
+            "seconds": dict(self.watch.seconds),
+            "epoch": at.epoch,
+            "step": at.step,
+            "losses": torch.stack(at.losses).tolist() if at.losses else [],
+            "right": int(at.right),
+            "seen": at.seen,
+            "epoch_seconds": at.seconds + time.perf_counter() - self.began if at.step else 0.0,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Go on from a `state`. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` where it is none of this recipe's."""
+        self.net.load_state_dict(state["net"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        vars(self.plateau).update({key: state["plateau"][key] for key in vars(self.plateau)})
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if self.device.type == "cuda" and state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all([kept.cpu() for kept in state["random"]["cuda"]])
+        self.history = list(state["history"])
+        for lap in ("train", "eval"):
+            self.watch.seconds[lap] = state["seconds"][lap]
+        losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
+        self.progress = Progress(state["epoch"], state["step"], losses, state["right"], state["seen"], state["epoch_seconds"])
 
     def _is_tested(self, epoch: int) -> bool:
         every = self.recipe.eval_every
@@ -154,24 +212,31 @@ class Training:
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
 
-    def epoch(self, epoch: int) -> tuple[list[float], int, int]:
-        """(loss of each step, right predictions while training, images seen); one host sync, at the end."""
-        steps, losses, right, seen = len(self.train), [], torch.zeros((), dtype=torch.int64, device=self.device), 0
+    def epoch(self, epoch: int, start: int = 0, on_step: Callable[[], None] = lambda: None) -> tuple[list[float], int, int]:
+        """(loss of each step, right predictions while training, images seen); one host sync, at the end.
+
+        start  the step to go on from, with `progress` as it was then
+        """
+        if start == 0:
+            self.progress = Progress(epoch, right=torch.zeros((), dtype=torch.int64, device=self.device))
+        at, steps, self.began = self.progress, len(self.train), time.perf_counter()
         name = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}"
-        with tqdm(total=len(self.train.plan.ids), desc=name, unit=" images", unit_scale=True, disable=None, leave=False) as bar:
-            for step, (images, labels) in enumerate(self.train.epoch(epoch)):
+        with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=None, leave=False) as bar:
+            for step, (images, labels) in enumerate(self.train.epoch(epoch, start), start):
                 images = resize(images, self._side(epoch))
                 self._set_rate(epoch + step / steps)
                 loss, logits = self.step(images, labels)
-                losses.append(loss)
-                right += (logits.argmax(1) == labels).sum()
-                seen += len(labels)
+                at.losses.append(loss)
+                at.right = at.right + (logits.argmax(1) == labels).sum()
+                at.seen += len(labels)
+                at.step = step + 1
+                on_step()
                 bar.update(len(labels))
-        losses = torch.stack(losses).tolist()
+        losses = torch.stack(at.losses).tolist()
         for step, loss in enumerate(losses):
             if loss != loss or loss in (float("inf"), float("-inf")):
                 raise Diverged(self.recipe.seed, epoch + 1, step + 1, loss)
-        return losses, int(right), seen
+        return losses, int(at.right), at.seen
 
     def _side(self, epoch: int) -> int:
         return side(epoch, self.recipe.epochs, self.recipe.first_side, self.train.plan.height, self.recipe.grown)

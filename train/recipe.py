@@ -40,6 +40,7 @@ class Recipe:
     deterministic: bool = _setting(False, "the same bits again on CUDA too, at some cost; a CPU gives them always")
     out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
     optimiser: str = _setting("sgd", "muon: Muon for the filters, SGD with Nesterov's momentum for the rest", OPTIMISERS)
+    save_minutes: float = _setting(2.0, "minutes between checkpoints within an epoch; 0 for one after every step")
     lr: float = _setting(0.1, "largest learning rate of SGD")
     momentum: float = _setting(0.9, "of SGD")
     head_lr: float = _setting(0.0, "largest learning rate of the other weights beside Muon's filters; 0 for lr")
@@ -109,7 +110,8 @@ def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train a net on CIFAR-10. Flags change the recipe's settings.",
-        epilog="recipes: " + ", ".join(recipes) + " (their docstrings in train/recipes.py tell time and accuracy)",
+        epilog="recipes: " + ", ".join(recipes) + " (python -m train catalogue tells what each gives). "
+        "To go on with an interrupted run: python -m train --resume RUN",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", nargs="?", default="default", help="a named recipe (default: default)")

@@ -20,6 +20,8 @@ from train import checkpoint, report
 from train.loop import DTYPES, Training, precision_of
 from train.machine import commit, hardware, versions
 from train.recipe import Recipe
+from train.resume import go_on, kept_lines
+from train.saving import Saver
 from train.stopwatch import Stopwatch
 
 SCHEMA = 1
@@ -34,8 +36,8 @@ class Kept:
     training: Training | None = None
 
 
-def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept) -> dict:
-    """One seed: set-up, training, and all files of the run folder."""
+def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept, state: dict | None = None) -> dict:
+    """One seed: set-up, training, and all files of the run folder. `state` is a checkpoint's, to go on from."""
     watch = Stopwatch(device)
     with watch.lap("setup"):
         if kept.store is None:
@@ -48,17 +50,21 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     with watch.lap("compile"):
         training.warm_up()
     say(headline(recipe, training, store, device))
-    metrics, steps = (out / "metrics.jsonl").open("w"), (out / "steps.jsonl").open("w")
+    if state:
+        go_on(training, state, out)
+        say(f"goes on at epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
+    (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
+    with Saver(training, out, name, say) as saver, lines(out / "metrics.jsonl", training) as metrics, lines(out / "steps.jsonl", training) as steps:
 
-    def on_epoch(line: dict, losses: list[float]) -> None:
-        print(json.dumps(line), file=metrics, flush=True)
-        for step, loss in enumerate(losses):
-            print(json.dumps({"epoch": line["epoch"], "step": step + 1, "loss": loss}), file=steps)
-        checkpoint.save(out / "checkpoint.pt", training.net, training.optimiser, training.scaler, line["epoch"], asdict(recipe))
-        say(epoch_line(line, recipe.epochs))
+        def on_epoch(line: dict, losses: list[float]) -> None:
+            for step, loss in enumerate(losses):
+                print(json.dumps({"epoch": line["epoch"], "step": step + 1, "loss": loss}), file=steps)
+            steps.flush()
+            print(json.dumps(line), file=metrics, flush=True)
+            saver.save()
+            say(epoch_line(line, recipe.epochs))
 
-    with metrics, steps:
-        training.run(on_epoch)
+        training.run(on_epoch, saver.on_step)
     summary = summarise(recipe, training, store, name)
     described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std")}
     identity = {"net": recipe.net, "norm": recipe.norm, **described}
@@ -69,6 +75,14 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     held = "" if not recipe.held_out else f" ({summary['tested_on']})"
     say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{held} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
     return summary
+
+
+def lines(path: Path, training: Training):
+    """A file of JSON lines open for writing, that holds those of the epochs a training has behind it."""
+    before = kept_lines(path, training.progress.epoch) if training.progress.epoch else []
+    with replacing(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in before), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
 
 
 def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None) -> Training:

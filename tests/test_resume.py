@@ -1,0 +1,205 @@
+"""A run that was interrupted ends with the bits of one that was not."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.errors import InputError
+from train import checkpoint, resume, saving
+from train.__main__ import named
+from train.recipe import Recipe, parse
+from train.runs import train
+
+SMALL = dict(net="level1", epochs=3, batch_size=8, lr=0.01, device="cpu", precision="fp32", save_minutes=0.0)
+KILLS = {"resident": 20, "dali": 5, "torchvision": 5, "ffcv": 5}  # the others take seconds to start, each time
+
+
+def quiet(*_):
+    pass
+
+
+def bits(folder: Path) -> dict[str, bytes]:
+    """The saved model's tensors, as bytes: the order of a safetensors header's metadata is not fixed."""
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, steps: int) -> None:
+    """Have training end abruptly once it has saved that often."""
+    real, count = saving.Saver.on_step, iter(range(1, 10**6))
+
+    def on_step(self):
+        real(self)
+        if next(count) == steps:
+            raise Interrupted
+
+    monkeypatch.setattr(saving.Saver, "on_step", on_step)
+
+
+def without_times(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+SETTINGS = {
+    "plain": {},
+    "muon growing": dict(optimiser="muon", first_side=16, schedule="linear", warmup=1.0),
+    "dropout, stage and plateau": dict(net="level3", affine_p=0.5, rotate=10.0, schedule="plateau", patience=1, precision="bf16"),
+    "whitening": dict(net="speednet", optimiser="muon", lr=1.0),
+    "ghost norm, few tests": dict(norm="ghost", eval_every=0, nesterov=True),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("steps", [1, 7, 10])  # the first, in the middle, at an epoch's end
+def test_going_on_gives_the_same_bits(store, tmp_path, monkeypatch, settings, steps):
+    def recipe(name):
+        return Recipe(**{**SMALL, **settings}, data=str(store.path), out=str(tmp_path / name))
+
+    whole = train(recipe("whole"), "test", quiet)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, steps)
+        with pytest.raises(Interrupted):
+            train(recipe("cut"), "test", quiet)
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    state = resume.read(tmp_path / "cut")
+    name, kept = resume.recipe_of(state, tmp_path / "cut")
+    assert (name, kept) == ("test", recipe("cut")) and 5 * state["epoch"] + state["step"] == steps
+    summary = train(kept, name, quiet, state=state)
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole") and summary["test_accuracy"] == whole["test_accuracy"]
+    assert without_times(tmp_path / "cut") == without_times(tmp_path / "whole")
+    assert (tmp_path / "cut" / "steps.jsonl").read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
+
+
+def victim(recipe: Recipe, started, errors) -> None:
+    """The process to be killed: begins a run, or goes on with it."""
+    try:
+        out = Path(recipe.out)
+        state = resume.read(out) if (out / "checkpoint.pt").exists() else None
+        train(recipe, "test", lambda *_: started.set(), state=state)
+    except BaseException as error:
+        errors.put(repr(error))
+        raise
+
+
+@pytest.mark.parametrize("pipeline, wanted", KILLS.items())
+def test_killed_at_random_moments(store, tmp_path, pipeline, wanted):
+    if pipeline == "ffcv":
+        pytest.importorskip("ffcv")
+    whole, out, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
+    recipe = Recipe(**SMALL, pipeline=pipeline, data=str(store.path), out=str(out))
+    train(Recipe(**{**asdict(recipe), "pipeline": "resident", "out": str(whole)}), "test", quiet)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["train.runs", "train.resume", f"pipelines.{pipeline}"])
+    errors, kills, finished = server.Queue(), 0, 0
+    while kills < wanted or not finished:
+        started = server.Event()
+        process = server.Process(target=victim, args=(recipe, started, errors))
+        process.start()
+        if kills < wanted:
+            while process.is_alive() and not started.wait(0.05):
+                pass
+            time.sleep(rng.uniform(0, 0.5))
+            process.kill()
+        process.join()
+        assert errors.empty(), errors.get()
+        if process.exitcode == -signal.SIGKILL and not (out / "summary.json").exists():
+            kills += 1
+            continue
+        assert process.exitcode in (0, -signal.SIGKILL)
+        assert bits(out) == bits(whole) and without_times(out) == without_times(whole)
+        finished += 1
+        shutil.rmtree(out)  # and from the start again, until it was killed often enough
+
+
+def test_another_pipeline_goes_on(store, tmp_path, monkeypatch):
+    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "whole"))
+    train(recipe, "", quiet)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        with pytest.raises(Interrupted):
+            train(Recipe(**{**asdict(recipe), "out": str(tmp_path / "cut")}), "", quiet)
+    resume.main(["--resume", str(tmp_path / "cut"), "--pipeline", "torchvision"])
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(store, tmp_path):
+    flags = "--net level1 --epochs 4 --batch-size 8 --lr 0.01 --device cpu --precision fp32 --save-minutes 60".split()
+    name, recipe = parse([*flags, "--data", str(store.path), "--out", str(tmp_path / "whole")], named())
+    train(recipe, name, quiet)
+    code = (
+        "import os, signal, sys; from train import saving; from train.__main__ import main; from pipelines.errors import exit_code\n"
+        "real, count = saving.Saver.on_step, iter(range(99))\n"
+        "saving.Saver.on_step = lambda self: (next(count) == 8 and os.kill(os.getpid(), signal.SIGINT), real(self))\n"
+        "sys.exit(exit_code(main))"
+    )
+    command = [sys.executable, "-c", code, *flags, "--data", str(store.path), "--out", str(tmp_path / "cut")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert ended.returncode == 130 and f"python -m train --resume {tmp_path / 'cut'}" in ended.stdout
+    state = resume.read(tmp_path / "cut")
+    assert (state["epoch"], state["step"]) == (1, 4)
+    resume.main(["--resume", str(tmp_path / "cut")])
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+
+
+def test_a_finished_run_is_finished_again(store, tmp_path):
+    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
+    first = train(recipe, "", quiet)
+    model = bits(tmp_path)
+    again = train(recipe, "", quiet, state=resume.read(tmp_path))
+    assert bits(tmp_path) == model and again["test_accuracy"] == first["test_accuracy"]
+
+
+def test_an_interrupted_seed_goes_on(store, tmp_path, monkeypatch):
+    recipe = Recipe(**SMALL, runs=2, data=str(store.path), out=str(tmp_path / "cut"))
+    train(Recipe(**{**asdict(recipe), "out": str(tmp_path / "whole")}), "", quiet)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 22)  # the second seed's seventh step
+        with pytest.raises(Interrupted):
+            train(recipe, "", quiet)
+    said = []
+    train(recipe, "", said.append)
+    assert any("goes on at epoch 2, step 3" in line for line in said)
+    assert all(bits(tmp_path / "cut" / seed) == bits(tmp_path / "whole" / seed) for seed in ("seed-0", "seed-1"))
+
+
+@pytest.mark.parametrize(
+    "spoil, reason",
+    [
+        (lambda state: state.pop("net"), "not a checkpoint to go on from"),
+        (lambda state: state["recipe"].update(colour="red"), "not one of this version"),
+        (lambda state: state["recipe"].update(epochs="3"), "mistyped setting epochs"),
+        (lambda state: state["recipe"].update(net="level4"), "does not fit its recipe"),
+        (lambda state: state.update(epoch=99), "does not fit its recipe"),
+        (lambda state: state.update(random={"cpu": torch.zeros(3)}), "does not fit its recipe"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_one_line(store, tmp_path, spoil, reason):
+    train(Recipe(**{**SMALL, "epochs": 1}, data=str(store.path), out=str(tmp_path)), "", quiet)
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    spoil(state)
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    with pytest.raises(InputError, match=reason) as refused:
+        resume.main(["--resume", str(tmp_path)])
+    assert "checkpoint.pt" in str(refused.value)
+
+
+def test_settings_do_not_change_on_the_way(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint"):
+        resume.main(["--resume", str(tmp_path)])
+    with pytest.raises(InputError, match="--lr"):
+        resume.main(["--resume", str(tmp_path), "--lr", "0.1"])

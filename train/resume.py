@@ -1,0 +1,85 @@
+"""python -m train --resume RUN: go on with an interrupted run, to the bits of one that was never interrupted.
+
+The checkpoint holds everything but the data: weights, optimiser, scaler, random state, and (seed, epoch, step), which is the
+whole state of a pipeline. So another pipeline may go on, and the data may have moved.
+"""
+
+import argparse
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+from pipelines.errors import InputError
+from train import checkpoint
+from train.loop import Training
+from train.recipe import Recipe
+
+STATE = {"net", "optimiser", "scaler", "plateau", "random", "history", "seconds", "epoch", "step", "losses", "right", "seen", "epoch_seconds", "recipe"}
+
+
+def read(folder: Path) -> dict:
+    """The checkpoint of a run folder. Raises `InputError` where there is none, or it is not one to go on from."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        seeds = " (for several seeds, give the first command again with the same --out)" if list(folder.glob("seed-*")) else ""
+        raise InputError(f"{path}: no checkpoint: name the folder of an interrupted run{seeds}")
+    state = checkpoint.load(path)
+    if not isinstance(state, dict) or STATE - state.keys():
+        raise InputError(f"{path}: not a checkpoint to go on from: train again")
+    return state
+
+
+def recipe_of(state: dict, folder: Path) -> tuple[str, Recipe]:
+    """(name, recipe) that a checkpoint was made with. Raises `InputError` where it is no recipe of this version."""
+    try:
+        values = dict(state["recipe"])
+        name = values.pop("name")
+        kinds = {setting.name: setting.type for setting in fields(Recipe)}
+        values |= {key: float(value) for key, value in values.items() if type(value) is int and kinds.get(key) is float}
+        wrong = [key for key in values if type(values[key]) is not kinds.get(key)]
+        if wrong or not isinstance(name, str):
+            raise TypeError(f"unknown or mistyped setting {', '.join(map(str, wrong))}")
+        return name, Recipe(**values)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder / 'checkpoint.pt'}: its recipe is not one of this version ({error}): train again") from None
+
+
+def go_on(training: Training, state: dict, folder: Path) -> None:
+    """Put a training where its checkpoint was. Raises `InputError` where the checkpoint does not fit it."""
+    try:
+        training.load_state(state)
+        at = training.progress
+        if not (0 <= at.epoch <= training.recipe.epochs and 0 <= at.step <= len(training.train) and at.epoch == len(training.history)):
+            raise ValueError(f"it is at epoch {at.epoch}, step {at.step}")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{folder / 'checkpoint.pt'}: does not fit its recipe ({str(error).splitlines()[0]}): train again") from None
+
+
+def kept_lines(path: Path, epochs: int) -> list[str]:
+    """The lines of a metrics file that belong to the first `epochs` epochs; a line cut off by a kill is left away."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["epoch"] <= epochs:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
+
+
+def main(arguments: list[str]) -> None:
+    """The command line with --resume in it."""
+    from train.runs import train
+
+    parser = argparse.ArgumentParser(prog="python -m train --resume RUN", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--resume", required=True, metavar="RUN", help="folder of an interrupted run")
+    parser.add_argument("--data", help="where the data is now, if it has moved")
+    parser.add_argument("--pipeline", help="another pipeline: the pixels are the same")
+    asked, others = parser.parse_known_args(arguments)
+    if others:
+        raise InputError(f"{others[0]}: --resume goes on with the run's own settings: only --data and --pipeline may change")
+    out = Path(asked.resume)
+    state = read(out)
+    name, recipe = recipe_of(state, out)
+    changed = {key: value for key, value in (("data", asked.data), ("pipeline", asked.pipeline)) if value is not None}
+    train(replace(recipe, out=str(out), **changed), name, state=state)
