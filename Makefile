@@ -16,7 +16,7 @@ setup: $(VENV)/installed
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 14), \"Tenfold needs Python 3.10 to 3.13: make PYTHON=python3.11\""
 	$(PYTHON) -m venv $(VENV)
-	$(IN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali,test]"
+	$(IN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali,events,onnx,test]"
 	touch $@
 
 train: setup

@@ -25,8 +25,10 @@ class GhostBatchNorm(nn.BatchNorm2d):
         self.ghost = ghost
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if not self.training:  # before the count is looked at: an exported program takes any
+            return super().forward(images_NCHW)
         parts = -(-len(images_NCHW) // self.ghost)
-        if not self.training or parts <= 1:
+        if parts <= 1:
             return super().forward(images_NCHW)
         # Parts of a channels_last batch are channels_last, and so is their concatenation.
         return torch.cat([nn.BatchNorm2d.forward(self, part) for part in images_NCHW.tensor_split(parts)])

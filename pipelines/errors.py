@@ -4,13 +4,17 @@ import sys
 from collections.abc import Callable
 
 
+def plain(text: str) -> str:
+    """A text from a file as it may be printed: what steers a terminal stands as its code."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class InputError(ValueError):
     """Bad input or a missing part. The message is one line: what, where, and what to do about it."""
 
     def __str__(self) -> str:
         """One line even where a file's name or a library's reason has several, and nothing that steers a terminal."""
-        line = " ".join(super().__str__().splitlines())
-        return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        return plain(" ".join(super().__str__().splitlines()))
 
 
 class NotInstalled(InputError, ImportError):

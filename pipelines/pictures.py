@@ -1,12 +1,14 @@
 """Encoded images: decoded with care, and JPEGs taken apart."""
 
 import io
+import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines.errors import InputError
 
+MOST_BYTES = 1 << 26  # of one image file: 64 MiB
 LARGEST = 512  # pixels a side: what is meant by small images
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")  # Pillow reads more, some by starting other programs
 
@@ -23,6 +25,23 @@ def decode(data: bytes) -> np.ndarray:
         if image.mode[0] in "IF":
             raise ValueError(f"{image.mode} pixels, more than 8 bits a channel")
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def fitted(data: bytes, height: int, width: int) -> np.ndarray:
+    """uint8[height,width,3] of an encoded image of any size, as training sets of small images were made of photographs.
+
+    It is turned upright as its camera noted (EXIF), cut to the largest centred part of the asked shape, and resized,
+    bicubic and antialiased. One that has that size already is taken pixel by pixel. Raises what `decode` raises, and
+    `Image.DecompressionBombWarning` above 89 million pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"{image.mode} pixels, more than 8 bits a channel")
+            image.draft("RGB", (4 * max(height, width),) * 2)  # a JPEG is decoded no larger than it takes to look the same
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC))
 
 
 def blank(shape: tuple[int, ...], where) -> np.ndarray:

@@ -17,13 +17,13 @@ import numpy as np
 from pipelines import official, shapes, tars
 from pipelines.errors import InputError
 from pipelines.official import ARCHIVES, download
+from pipelines.pictures import MOST_BYTES
 from pipelines.store import is_utf8
 
 LAYOUT = "expected train/<class>/* and test/<class>/*, or train.tar and test.tar of class folders"
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
-MOST_BYTES = 1 << 26  # of one image file: 64 MiB, far beyond any small image
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,17 @@ def store(tmp_path_factory) -> Store:
 
 
 @pytest.fixture(scope="session")
+def run_folder(store, tmp_path_factory) -> Path:
+    """A finished run: level1, two epochs over `store`. Copy it before changing it."""
+    from train.recipe import Recipe
+    from train.runs import train
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    train(Recipe(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32", data=str(store.path), out=str(out)), "", lambda *_: None)
+    return out
+
+
+@pytest.fixture(scope="session")
 def real_source() -> Path:
     """The folder of CIFAR-10 (JPEG q75)."""
     if not (REAL / "train.tar.xz").exists():

@@ -1,8 +1,9 @@
 """python -m train catalogue: every recipe with what its docstring says to expect, as the table of the README."""
 
+import argparse
 import inspect
 
-from pipelines.errors import InputError
+from train.command import parser_of
 from train.recipe import Recipe
 
 
@@ -15,9 +16,12 @@ def table(recipes: dict) -> str:
     return "\n".join(rows)
 
 
+def parser() -> argparse.ArgumentParser:
+    return parser_of("catalogue", __doc__)
+
+
 def main(arguments: list[str]) -> None:
     from train.__main__ import named
 
-    if arguments:
-        raise InputError(f"catalogue {arguments[0]}: takes no arguments")
+    parser().parse_args(arguments)
     print(table(named()))

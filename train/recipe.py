@@ -39,6 +39,7 @@ class Recipe:
     compiled: bool = _setting(False, "compile the training step (torch.compile; CUDA graphs on a GPU)")
     deterministic: bool = _setting(False, "the same bits again on CUDA too, at some cost; a CPU gives them always")
     out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
+    events: bool = _setting(False, "write TensorBoard's events, too, into RUN/events")
     optimiser: str = _setting("sgd", "muon: Muon for the filters, SGD with Nesterov's momentum for the rest", OPTIMISERS)
     save_minutes: float = _setting(2.0, "minutes between checkpoints within an epoch; 0 for one after every step")
     lr: float = _setting(0.1, "largest learning rate of SGD")

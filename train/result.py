@@ -13,11 +13,18 @@ import torch
 from torch import nn
 
 import nets
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reason
+from pipelines.pictures import LARGEST
 from pipelines.reference import table
 from train.checkpoint import load_model
 
-NEEDED = ("net", "data", "recipe", "parameters", "test_accuracy", "images_per_second", "seconds")
+NUMBER, LARGE = (int, float), 1e300
+SUMMARY = {"net": str, "data": dict, "recipe": dict, "parameters": int, "test_accuracy": NUMBER, "images_per_second": NUMBER, "seconds": dict}
+OPTIONAL = {"runs": dict, "hardware": dict, "versions": dict, "tested_on": str, "command": str}
+SEVERAL = {"seeds": list, "diverged": list}  # of a summary's "runs"
+EPOCH = {"epoch": int, "lr": NUMBER, "train_loss": NUMBER, "train_accuracy": NUMBER, "images_per_second": NUMBER, "seconds": NUMBER}
+TESTED = ("test_loss", "test_accuracy")  # None in an epoch without a test pass
+LINES = {"metrics.jsonl": EPOCH, "steps.jsonl": {"epoch": int, "step": int, "loss": NUMBER}}
 SIDE = 32  # pixels, of CIFAR's images: what a model without a size in its header was trained on
 
 
@@ -25,12 +32,14 @@ SIDE = 32  # pixels, of CIFAR's images: what a model without a size in its heade
 class Model:
     """A trained net in evaluation mode on the CPU, and what its inputs and outputs mean.
 
+    name, norm     of the net, as `nets.load` takes them
     classes        names in label order
     mean, std      of the training images, fractions of 1, a value a channel
     height, width  of the images it was trained on, pixels
     """
 
     name: str
+    norm: str
     net: nn.Module
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -54,15 +63,29 @@ def summary(folder: str | Path) -> dict:
     path = Path(folder) / "summary.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        check(values, SUMMARY)
+        check(values, {key: kind for key, kind in OPTIONAL.items() if key in values})
+        check(values["data"], {"name": str} | ({"sha256": dict} if "sha256" in values["data"] else {}))
+        check(values["seconds"], {"train": NUMBER, "total": NUMBER})
+        if "runs" in values:
+            check(values["runs"], SEVERAL)
+            check(dict(enumerate(values["runs"]["seeds"])), dict.fromkeys(range(max(len(values["runs"]["seeds"]), 1)), int))
     except OSError as error:
-        reason = "no such folder" if not Path(folder).exists() else f"no finished run ({path.name}: {error.strerror})"
-        raise InputError(f"{folder}: {reason}: name the folder that a training wrote") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}): train again") from None
-    missing = [key for key in NEEDED if not isinstance(values, dict) or key not in values]
-    if missing:
-        raise InputError(f"{path}: not a run's summary, it lacks {', '.join(missing)}: train again")
+        what = "no such folder" if not Path(folder).exists() else f"no finished run ({path.name}: {error.strerror})"
+        raise InputError(f"{folder}: {what}: name the folder that a training wrote") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a run's summary ({reason(error)}): train again") from None
     return values
+
+
+def check(values, kinds: dict) -> None:
+    """Raise `ValueError` unless `values` is a dict that holds a value of each kind; numbers are finite."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(values):.40} stands for several values")
+    for key, kind in kinds.items():
+        value = values.get(key)
+        if isinstance(value, bool) or not isinstance(value, kind) or (isinstance(value, NUMBER) and not abs(value) < LARGE):
+            raise ValueError(f"its {key} is {str(value):.40}" if key in values else f"it lacks {key}")
 
 
 def seeds(folder: str | Path) -> list[Path]:
@@ -74,14 +97,23 @@ def seeds(folder: str | Path) -> list[Path]:
 
 
 def lines(folder: str | Path, name: str) -> list[dict]:
-    """`metrics.jsonl` (a line an epoch) or `steps.jsonl` (a line a step) of a single training."""
+    """`metrics.jsonl` (a line an epoch) or `steps.jsonl` (a line a step) of a single training.
+
+    A last line that is not whole is left away: the training may be writing it. Raises `InputError` where the file is
+    missing or damaged.
+    """
     path = Path(folder) / name
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
+        found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        for line in found:
+            check(line, LINES[name])
+            check(line, {key: NUMBER for key in TESTED if line.setdefault(key) is not None})
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): train again") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}): train again") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({reason(error)}): train again") from None
+    return found
 
 
 def model(folder: str | Path) -> Model:
@@ -97,13 +129,22 @@ def model(folder: str | Path) -> Model:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+        name, norm = header["net"], header["norm"]
         classes, mean, std = (tuple(json.loads(header[key])) for key in ("classes", "mean", "std"))
         height, width = (int(header.get(key, SIDE)) for key in ("height", "width"))
-        options = {} if header["norm"] == "batch" else {"norm": header["norm"]}
+        if not (all(isinstance(c, str) for c in classes) and len(mean) == len(std) == 3 and all(0 <= v <= 1 for v in mean) and all(0 < v <= 1 for v in std)):
+            raise ValueError("its classes, mean or std are none")
+        if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
+            raise ValueError(f"images of {width}x{height} pixels")
+        options = {} if norm == "batch" else {"norm": norm}
+        with torch.device("meta"):  # how large it is, without its memory
+            size = sum(t.numel() * t.element_size() for t in nets.load(name, len(classes), **options).state_dict().values())
+        if size > path.stat().st_size:
+            raise ValueError("its weights are fewer than the net has")
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
-            net = nets.load(header["net"], len(classes), **options)
+            net = nets.load(name, len(classes), **options)
     except nets.UnknownNet as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # a header that lies can raise anything
         raise InputError(f"{path}: not the model of a run ({error!r:.200}): train again") from None
-    return Model(header["net"], load_model(path, net).eval(), classes, mean, std, height, width)
+    return Model(name, norm, load_model(path, net).eval(), classes, mean, std, height, width)

@@ -16,7 +16,7 @@ from pipelines import data, stage
 from pipelines.errors import InputError
 from pipelines.plan import PLAIN, balanced
 from pipelines.store import Store, replacing
-from train import checkpoint, report
+from train import checkpoint, events, report
 from train.loop import DTYPES, Training, precision_of
 from train.machine import commit, hardware, versions
 from train.recipe import Recipe
@@ -54,7 +54,8 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
         go_on(training, state, out)
         say(f"goes on at epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
     (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
-    with Saver(training, out, name, say) as saver, lines(out / "metrics.jsonl", training) as metrics, lines(out / "steps.jsonl", training) as steps:
+    files = lines(out / "metrics.jsonl", training), lines(out / "steps.jsonl", training)
+    with Saver(training, out, name, say) as saver, files[0] as metrics, files[1] as steps, events.board(out, recipe.events, bool(state)) as board:
 
         def on_epoch(line: dict, losses: list[float]) -> None:
             for step, loss in enumerate(losses):
@@ -62,11 +63,12 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
             steps.flush()
             print(json.dumps(line), file=metrics, flush=True)
             saver.save()
+            board(line, losses)
             say(epoch_line(line, recipe.epochs))
 
         training.run(on_epoch, saver.on_step)
     summary = summarise(recipe, training, store, name)
-    described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std")}
+    described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
     identity = {"net": recipe.net, "norm": recipe.norm, **described}
     checkpoint.save_model(out / "model.safetensors", training.net, identity)
     report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))

@@ -1,0 +1,25 @@
+"""What the commands of `python -m train` share: a parser whose help is the module's docstring."""
+
+import argparse
+import shutil
+import textwrap
+
+WIDEST = 100  # characters of a line of help
+
+
+def parser_of(word: str, text: str, **options) -> argparse.ArgumentParser:
+    """A parser for `python -m train <word>`. `text` is a docstring whose first line is "<command line>: what it does."."""
+    about = text.split(": ", 1)[1]
+    return argparse.ArgumentParser(
+        prog=f"python -m train {word}",
+        description=wrapped(about[0].upper() + about[1:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **options,
+    )
+
+
+def wrapped(text: str) -> str:
+    """The paragraphs of a docstring at the width of the terminal; those that are set in stay as they are."""
+    width = min(shutil.get_terminal_size().columns, WIDEST) - 2
+    return "\n\n".join(part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), width) for part in text.rstrip().split("\n\n"))

@@ -1,0 +1,152 @@
+"""python -m train compare RUN RUN...: runs side by side, as text and, with --html FILE, as a page.
+
+A run of several seeds counts as one: the mean of its seeds, with deviation and 95% interval of the accuracy.
+"""
+
+import argparse
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from statistics import mean
+
+from nets.__main__ import table as aligned
+from pipelines.errors import plain
+from pipelines.store import replacing
+from train import result
+from train.charts import Line, chart
+from train.command import parser_of
+from train.document import SERIES, document, table
+from train.interval import Interval
+
+LEFT_OUT = ("out", "data", "runs", "events")  # settings that say where a run is, not what it is; the data are compared by name and checksum
+HEAD = ("run", "accuracy", "n", "deviation", "95% interval", "parameters", "images/s", "train s", "total s")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its summary, and the summary and metrics (a line an epoch) of each of its seeds."""
+
+    name: str
+    summary: dict
+    seeds: list[dict]
+    metrics: list[list[dict]]
+
+    @classmethod
+    def read(cls, folder: str) -> "Run":
+        places = result.seeds(folder)
+        return cls(str(Path(folder)), result.summary(folder), [result.summary(p) for p in places], [result.lines(p, "metrics.jsonl") for p in places])
+
+    @property
+    def accuracy(self) -> Interval:
+        return Interval.of([seed["test_accuracy"] for seed in self.seeds])
+
+    def row(self) -> tuple:
+        """The cells under `HEAD`."""
+        several, accuracy = len(self.seeds) > 1, self.accuracy
+        spread = (f"{accuracy.deviation:.4f}", f"{accuracy.low:.4f} to {accuracy.high:.4f}") if several else ("", "")
+        speed = mean(seed["images_per_second"] for seed in self.seeds)
+        seconds = (mean(seed["seconds"][lap] for seed in self.seeds) for lap in ("train", "total"))
+        return (self.name, f"{accuracy.mean:.4f}", accuracy.n, *spread, self.summary["parameters"], f"{speed:,.0f}", *(f"{s:,.1f}" for s in seconds))
+
+    def settings(self) -> dict[str, str]:
+        """Everything that two runs may differ in, but their outcome."""
+        recipe = {key: value for key, value in self.summary["recipe"].items() if key not in LEFT_OUT}
+        if len(self.seeds) > 1:
+            recipe["seed"] = " ".join(str(seed["recipe"].get("seed")) for seed in self.seeds)
+        data, hardware = self.summary["data"], self.summary.get("hardware", {})
+        more = {
+            "recipe": recipe.pop("name", ""),
+            "data": data["name"],
+            "sha256 of train.images": str(data.get("sha256", {}).get("train.images", ""))[:12],
+            "tested on": self.summary.get("tested_on", "test"),
+            "precision": self.summary.get("precision", ""),
+            "device": hardware.get("device", ""),
+            "threads": hardware.get("threads", ""),
+            "commit": self.summary.get("commit") or "",
+            **self.summary.get("versions", {}),
+        }
+        return {key: str(value) for key, value in {**more, **recipe, "precision": more["precision"]}.items()}
+
+
+def differing(runs: list[Run]) -> list[tuple[str, ...]]:
+    """(setting, value in each run) of the settings that are not the same in all; "" where a run of another version lacks one."""
+    each = [run.settings() for run in runs]
+    names = dict.fromkeys(name for settings in each for name in settings)
+    rows = [(name, *(settings.get(name, "") for settings in each)) for name in names]
+    return [row for row in rows if len(set(row[1:]) - {""}) > 1]
+
+
+def warning(runs: list[Run]) -> str:
+    """A line where the accuracies are not of the same images, else ""."""
+    tested = {(run.summary["data"]["name"], str(run.summary["data"].get("sha256", {}).get("test.images")), run.summary.get("tested_on")) for run in runs}
+    return "note: these runs were not tested on the same images: their accuracies cannot be compared" if len(tested) > 1 else ""
+
+
+def lost(run: Run) -> str:
+    """A line that counts the seeds that diverged, else ""."""
+    count = len(run.summary.get("runs", {}).get("diverged", []))
+    return f"note: {run.name}: {count} more seed{'s' * (count > 1)} diverged; the figures are of the others" if count else ""
+
+
+def text(runs: list[Run]) -> str:
+    """The comparison for a terminal."""
+    rows = differing(runs)
+    found = aligned(("setting", *(run.name for run in runs)), rows, left=len(runs) + 1) if rows else "All settings are the same."
+    notes = [note for note in (warning(runs), *map(lost, runs)) if note]
+    printed = "\n".join([aligned(HEAD, [run.row() for run in runs]), "", found, *([""] if notes else []), *notes])
+    return "\n".join(plain(line).rstrip() for line in printed.splitlines())
+
+
+def curves(runs: list[Run]) -> str:
+    """What all runs did from epoch to epoch, a line a seed."""
+
+    def lines(key: str, seconds: bool) -> list[Line]:
+        drawn = []
+        for i, run in enumerate(runs):
+            for k, history in enumerate(run.metrics):
+                spent = [sum(h["seconds"] for h in history[: j + 1]) for j in range(len(history))]
+                points = [(s if seconds else h["epoch"], h[key]) for s, h in zip(spent, history) if h[key] is not None]
+                drawn.append(Line(run.name if k == 0 else "", SERIES[i % len(SERIES)], points))
+        return drawn
+
+    def per_cent(share: float) -> str:
+        return f"{100 * share:.4g}%"
+
+    charts = (
+        chart("Test accuracy by epoch", lines("test_accuracy", False), "epoch", "test accuracy", per_cent),
+        chart("Test accuracy by seconds of training", lines("test_accuracy", True), "seconds of training", "test accuracy", per_cent),
+        chart("Training loss by epoch", lines("train_loss", False), "epoch", "cross-entropy", "{:.3g}".format, zero=True),
+        chart("Learning rate by epoch", lines("lr", False), "epoch", "learning rate", "{:.3g}".format, zero=True),
+    )
+    return f"<div class=pair>{''.join(charts)}</div>"
+
+
+def html(runs: list[Run]) -> str:
+    """The comparison as a page that stands alone."""
+    rows = differing(runs)
+    notes = "".join(f"<p><b>{escape(note)}</b></p>" for note in (warning(runs), *map(lost, runs)) if note)
+    found = table(["setting", *(run.name for run in runs)], rows) if rows else "<p>All settings are the same.</p>"
+    commands = "".join(f"<pre>{escape(run.summary.get('command', ''))}</pre>" for run in runs)
+    parts = [
+        f"<h1>{len(runs)} runs side by side</h1>{notes}",
+        table(list(HEAD), [[f"{cell:,}" if isinstance(cell, int) else cell for cell in run.row()] for run in runs]),
+        f"<h2>Curves</h2>{curves(runs)}<h2>Settings that differ</h2>{found}<h2>To repeat them</h2>{commands}",
+    ]
+    return document("Runs side by side", *parts)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = parser_of("compare", __doc__)
+    made.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    made.add_argument("--html", metavar="FILE", help="write a page with the curves, too")
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    given = parser().parse_args(arguments)
+    runs = [Run.read(folder) for folder in given.runs]
+    print(text(runs))
+    if given.html:
+        with replacing(given.html) as temporary:
+            temporary.write_text(html(runs), encoding="utf-8")
+        print(f"\n{given.html}")

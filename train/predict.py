@@ -1,0 +1,50 @@
+"""python -m train predict RUN IMAGE...: what a trained net says of pictures.
+
+A picture may be of any size. It is turned upright as its camera noted (EXIF), cut to the largest centred part of the
+training images' shape (a square, for CIFAR), and brought to their size, bicubic and antialiased. One that has their
+size already is taken pixel by pixel.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from nets.__main__ import table
+from pipelines.errors import InputError, plain, reason
+from pipelines.pictures import FORMATS, MOST_BYTES, fitted
+from train import result
+from train.command import parser_of
+
+
+def read(path: str, height: int, width: int) -> np.ndarray:
+    """uint8[height,width,3] of a picture. Raises `InputError` where it is none, or has more than 8 bits a channel."""
+    try:
+        if Path(path).stat().st_size > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES >> 20} MiB")
+        return fitted(Path(path).read_bytes(), height, width)
+    except Exception as error:  # Pillow's decoders raise many kinds; all mean one thing here
+        why = getattr(error, "strerror", None) or reason(error).split(" <")[0]
+        raise InputError(f"{path}: not a picture that can be read ({why}): give one in {', '.join(FORMATS)}") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    made = parser_of("predict", __doc__)
+    made.add_argument("run", metavar="RUN", help="run folder")
+    made.add_argument("images", nargs="+", metavar="IMAGE", help="picture of any size")
+    made.add_argument("--top", type=int, default=3, metavar="K", help="classes to print, the likeliest first (default 3)")
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    given = parser().parse_args(arguments)
+    model = result.model(given.run)
+    if not 1 <= given.top <= len(model.classes):
+        raise InputError(f"--top {given.top}: the net knows {len(model.classes)} classes: give from 1 to {len(model.classes)}")
+    images = np.stack([read(path, model.height, model.width) for path in given.images])
+    best = model.logits(images).softmax(1).topk(given.top)
+    rows = []
+    for path, shares, classes in zip(given.images, best.values.tolist(), best.indices.tolist()):
+        rows.append((plain(path), *(f"{share:6.1%} {plain(model.classes[k])}" for share, k in zip(shares, classes))))
+    lines = table(("image", *[""] * given.top), rows, left=given.top + 1).splitlines()
+    print("\n".join(line.rstrip() for line in lines[2:]))
