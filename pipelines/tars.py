@@ -1,5 +1,6 @@
 """Tar archives from anywhere: listed once, checked to their end, read in their own order, never unpacked on disk."""
 
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +9,17 @@ from pathlib import Path
 from pipelines.errors import InputError, reason
 
 MOST_NAME = 1 << 16  # bytes of a long name or a set of extended records
+MOST_KEYWORD = 1 << 10  # bytes of an extended record's length and name
 NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 MOST_SWELL = (1 << 30, 1000)  # bytes that an archive may become, and more for each byte it has: images stay far below it
-MOST_HEADERS = (1 << 24, 32)  # bytes of headers likewise: they are what stays in memory
+MOST_HEADERS = (1 << 24, 16)  # bytes of headers likewise: they are what stays in memory
 
 
 class _Header(tarfile.TarInfo):
     """A member's header. `tarfile` takes a damaged one, or none, for the archive's end; here it is an error.
 
     So are a size below zero, at which older Pythons turn in a circle, names that fill memory, and sparse files, which
-    are larger than their archive.
+    are larger than their archive. Extended records are read here, as older Pythons take quadratic time to find one in them.
     """
 
     @classmethod
@@ -37,8 +39,36 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError("a member that is sparse or of a negative size")
         return member
 
-    def _proc_gnusparse_10(self, *_):  # its map would be read into memory first
-        raise tarfile.ReadError("a member that is sparse")
+    def _proc_pax(self, tar):
+        """The member behind a set of extended records, whose path and size count; what is said for all members says neither."""
+        records = _records(tar.fileobj.read(self._block(self.size))[: self.size])
+        if any(name.startswith(b"GNU.sparse.") for name in records) or self.type == tarfile.XGLTYPE and records.keys() & {b"path", b"size"}:
+            raise tarfile.ReadError("a member that is sparse, or one name or size for all members")
+        try:
+            member = self.fromtarfile(tar)
+        except tarfile.HeaderError:  # the end mark
+            raise tarfile.ReadError("extended records of no member") from None
+        member.offset = self.offset
+        if b"path" in records:
+            member.name = records[b"path"].decode(errors="surrogateescape").rstrip("/")
+        if b"size" in records:
+            member.size = int(records[b"size"])
+            follows = member.isreg() or member.type not in tarfile.SUPPORTED_TYPES
+            tar.offset = member.offset_data + (member._block(member.size) if follows else 0)
+        return member
+
+
+def _records(content: bytes) -> dict[bytes, bytes]:
+    """Name to value of POSIX's extended records: "LENGTH NAME=VALUE" and a new line, LENGTH of all that. Raises `tarfile.ReadError`."""
+    found, at = {}, 0
+    while at < len(content):
+        begin = re.match(rb"([1-9]\d{0,4}) ([^=\n]+)=", content[at : at + MOST_KEYWORD])
+        end = at + int(begin[1]) if begin else at
+        if not begin or end < at + begin.end() or content[end - 1 : end] != b"\n":
+            raise tarfile.ReadError("extended records out of shape")
+        found[begin[2]] = content[at + begin.end() : end - 1]
+        at = end
+    return found
 
 
 def index(path: Path) -> dict[str, tarfile.TarInfo]:
@@ -66,7 +96,7 @@ def contents(path: Path, members: list[tarfile.TarInfo], most: int) -> Iterator[
 
     members  of `index`; `most` is the bytes one of them may have
     """
-    with _whole(path), tarfile.open(path) as tar:
+    with _whole(path), tarfile.open(path, tarinfo=_Header) as tar:
         for i in sorted(range(len(members)), key=lambda i: members[i].offset_data):
             check_size(f"{path}/{members[i].name}", members[i].size, most)
             yield i, tar.extractfile(members[i]).read()

@@ -24,6 +24,10 @@ settings.load_profile("tenfold")  # the same examples every time, and nothing th
 REAL = Path(__file__).parents[2] / "shared" / "cifar10-jpeg"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=0, help="how often test_resume.py kills the training of each pipeline; 0 for its own choice")
+
+
 def make_store(path: Path, train: int = 37, test: int = 11, height: int = 32, width: int = 32, channels: int = 3, classes: int = 10) -> Store:
     """A raw store of random pixels; the same arguments give the same store."""
     rng = np.random.default_rng(train + test + height + width + channels)

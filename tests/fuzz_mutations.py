@@ -1,0 +1,451 @@
+"""Ways to spoil a file. Each takes a `random.Random` and bytes, and gives other bytes: the same ones for the same generator.
+
+`spoil` knows no format. `safetensors`, `tar`, `pickled`, `zipped`, `png` and `document` take one apart, lie in it and put it together
+again with lengths and checksums that fit, so that the lie itself reaches the reader. `bomb` packs much into little.
+"""
+
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import pickletools
+import tarfile
+import zipfile
+import zlib
+from functools import cache
+from random import Random
+
+from pipelines.store import BLANK
+
+NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 511, 512, 513, 4095, 65535, 65536, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
+TEXTS = ("", " ", "0", "-1", "NaN", "1e999", "1_0", "\u0663", "\ud800", "\0", "a\nb", "\x1b[31m", "../ran", "/ran", "x" * 5000, "[]", "{}", "null", "9" * 5000)
+DEEP = "\x02deep\x02"  # stands for a list in a list in a list ... where JSON text is made
+MEBI = 1 << 20
+
+
+# Of any bytes
+
+
+def flip(rng: Random, data: bytes) -> bytes:
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 8, 64))):
+        if out:
+            out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+    return bytes(out)
+
+
+def overwrite(rng: Random, data: bytes) -> bytes:
+    at, new = rng.randrange(len(data) + 1), rng.randbytes(rng.choice((1, 2, 4, 16, 100)))
+    if rng.random() < 0.3:
+        new = bytes([rng.choice((0, 255, 32, 57))]) * len(new)
+    return data[:at] + new + data[at + len(new) :]
+
+
+def number(rng: Random, data: bytes) -> bytes:
+    """A number that a length or a size may be, near the beginning more often than elsewhere."""
+    width = rng.choice((1, 2, 4, 8))
+    at = rng.randrange(min(len(data), rng.choice((16, 64, 600, 1 << 30))) + 1)
+    new = (rng.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, rng.choice(("little", "big")))
+    return data[:at] + new + data[at + width :]
+
+
+def truncate(rng: Random, data: bytes) -> bytes:
+    return data[: rng.randrange(len(data) + 1)]
+
+
+def extend(rng: Random, data: bytes) -> bytes:
+    more = rng.choice((rng.randbytes(rng.randrange(600)), bytes(rng.choice((1, 512, 10240))), data))
+    return data + more if rng.random() < 0.8 else more + data
+
+
+def cut(rng: Random, data: bytes) -> bytes:
+    at = rng.randrange(len(data) + 1)
+    return data[:at] + data[at + rng.choice((1, 2, 8, 100, 512, 5000)) :]
+
+
+def repeat(rng: Random, data: bytes) -> bytes:
+    at, length = rng.randrange(len(data) + 1), rng.choice((1, 8, 100, 512))
+    return data[:at] + data[at : at + length] * rng.choice((2, 3, 100)) + data[at + length :]
+
+
+def move(rng: Random, data: bytes) -> bytes:
+    a, b, c = sorted(rng.randrange(len(data) + 1) for _ in range(3))
+    return data[:a] + data[b:c] + data[a:b] + data[c:]
+
+
+ANY = (flip, flip, overwrite, number, number, truncate, extend, cut, repeat, move)
+
+
+def spoil(rng: Random, data: bytes) -> bytes:
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        data = rng.choice(ANY)(rng, data)
+    return data
+
+
+# JSON
+
+
+def junk(rng: Random):
+    one = rng.choice((None, True, -1, 0.5, -0.0, 1e308, float("nan"), float("inf"), 10**400, DEEP, [], {}, [[1]], {"a": None}))
+    return rng.choice((one, rng.choice(NUMBERS), -rng.choice(NUMBERS), rng.choice(TEXTS)))
+
+
+def edit(rng: Random, tree):
+    """`tree` with one of its values replaced, doubled, dropped or renamed."""
+    held = [tree]
+    places, walk = [(held, 0)], [tree]
+    while walk:
+        node = walk.pop()
+        children = list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
+        places += [(node, key) for key, _ in children]
+        walk += [child for _, child in children]
+    node, key = rng.choice(places[1:] or places)
+    action = rng.randrange(6)
+    if action == 0 and node is not held:
+        del node[key]
+    elif action == 1 and isinstance(node, dict):
+        node[rng.choice(TEXTS)] = node.pop(key)
+    elif action == 2:
+        other, name = rng.choice(places)
+        if isinstance(other, dict) and name in other or isinstance(other, list) and name < len(other):
+            node[key] = json.loads(json.dumps(other[name]))
+    elif action == 3 and isinstance(node[key], (int, float)):
+        node[key] += rng.choice((-1, 1, 8, -node[key] * 2))
+    else:
+        node[key] = junk(rng)
+    return held[0]
+
+
+def text_of(tree) -> str:
+    deep = 200_000
+    return json.dumps(tree).replace(json.dumps(DEEP), "[" * deep + "]" * deep)
+
+
+def document(rng: Random, data: bytes) -> bytes:
+    """A JSON file with other values in it, now and then a name twice, or not in UTF-8."""
+    tree = json.loads(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        tree = edit(rng, tree)
+    text = text_of(tree)
+    if rng.random() < 0.05:
+        text = text.replace("{", '{"recipe": ' + text_of(junk(rng)) + ", ", 1)
+    return text.encode(rng.choice(("utf-8",) * 8 + ("utf-16", "utf-8-sig")), "surrogatepass")
+
+
+# Safetensors
+
+
+def safetensors(rng: Random, data: bytes) -> bytes:
+    """Another header before the same tensors; a store's is signed again more often than not."""
+    size = int.from_bytes(data[:8], "little")
+    head, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        described = head.get("__metadata__") if isinstance(head, dict) else None
+        if isinstance(described, dict) and described and rng.random() < 0.5:
+            key = rng.choice(sorted(described))
+            described[key] = _inner(rng, described[key])
+        else:
+            head = edit(rng, head)
+    if rng.random() < 0.05:
+        body = spoil(rng, body)
+    text = text_of(head).encode("utf-8", "surrogatepass")
+    text += b" " * (-len(text) % 8 if rng.random() < 0.9 else rng.choice((1, 4096, 2 * MEBI)))
+    if rng.random() < 0.7 and isinstance(head, dict):
+        text = _signed(text, head)
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def _inner(rng: Random, value) -> str:
+    """Metadata are strings that hold JSON: a lie inside one."""
+    try:
+        return text_of(edit(rng, json.loads(value)))
+    except (ValueError, TypeError, RecursionError):
+        return str(junk(rng))
+
+
+def _signed(text: bytes, head: dict) -> bytes:
+    described = head.get("__metadata__")
+    old = described.get("header") if isinstance(described, dict) else None
+    if not isinstance(old, str) or len(old) != 64:
+        return text
+    blank = text.replace(old.encode(), BLANK)
+    return blank.replace(BLANK, hashlib.sha256(len(blank).to_bytes(8, "little") + blank).hexdigest().encode())
+
+
+# Tar
+
+
+FIELDS = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1), "link": (157, 100), "magic": (257, 8), "prefix": (345, 155)}
+RECORDS = (
+    "size=-512", "size=-1024", "size=0", "size=99999999999999", "size=x", "path=../ran", "path=/ran", "path=train/../../ran", "path=",
+    "GNU.sparse.map=0,1", "GNU.sparse.size=2000000000", "GNU.sparse.major=1\nGNU.sparse.minor=0\nGNU.sparse.realsize=2000000000",
+    "GNU.sparse.map=0,0,2000000000,0\nGNU.sparse.size=2000000000", "linkpath=../ran", "hdrcharset=BINARY", "mtime=nan", "uid=9e999", "comment=" + "x" * 70000, "comment=" + "1" * 60000,
+)  # fmt: skip
+
+
+def tar(rng: Random, data: bytes) -> bytes:
+    """A plain tar with a header that lies, its checksum mended, or a member more."""
+    heads, at = [], 0
+    while at + 512 <= len(data) and data[at : at + 512].strip(b"\0"):
+        heads.append(at)
+        at += 512 + -(-int(data[at + 124 : at + 135], 8) // 512) * 512
+    at = rng.choice(heads)
+    if rng.random() < 0.4:
+        return data[:at] + _member(rng) + data[at:]
+    header = bytearray(data[at : at + 512])
+    for _ in range(rng.choice((1, 1, 2))):
+        name = rng.choice(sorted(FIELDS))
+        start, length = FIELDS[name]
+        header[start : start + length] = _field(rng, name, length)
+    return data[:at] + _summed(header) + data[at + 512 :]
+
+
+def _field(rng: Random, name: str, length: int) -> bytes:
+    if name == "type":
+        return rng.choice([bytes([c]) for c in b"01234567gxLKSVMNDX\0\xff"])
+    if name in ("size", "mode", "mtime"):
+        value = rng.choice(NUMBERS) * rng.choice((1, 1, -1))
+        base256 = (value % (1 << 8 * (length - 1))).to_bytes(length - 1, "big")
+        return rng.choice((b"%0*o" % (length - 1, abs(value)), (b"\xff" if value < 0 else b"\x80") + base256, b"-1".ljust(length, b"\0"), rng.randbytes(length)))[:length].ljust(length, b"\0")
+    names = ("../ran", "/ran", "train/../../ran", "train/bee/\xff.png", "a/" * 60, "train/bee/0.png", "test/bee/0.png", "train/new/0.png", "train/bee/\n.png", "train/bee/\x1b[2J.png", "")
+    return rng.choice(names).encode("latin1")[:length].ljust(length, b"\0")
+
+
+def _summed(header: bytearray) -> bytes:
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def _member(rng: Random) -> bytes:
+    """A member of any kind, with content that fits its kind or not."""
+    kind = rng.choice((tarfile.XHDTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
+    member = tarfile.TarInfo(rng.choice(("x", "train/bee/x.png", "../ran")))
+    member.type, member.linkname, content = kind, rng.choice(("../ran", "/etc/passwd", "train/bee/0.png")), b""
+    if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE):
+        records = (f"{r}\n" for r in rng.choice(RECORDS).split("\n"))
+        content = b"".join(_record(r) for r in records) if rng.random() < 0.9 else rng.choice((b"1" * 50_000, b"5 a=\n" * 3, b"-9 x=y\n", b"0 x=y\n"))
+    elif kind == tarfile.GNUTYPE_LONGNAME:
+        content = rng.choice((b"../ran\0", b"train/bee/" + b"x" * 300 + b".png\0", b"x/" * 30_000, b""))
+    member.size = len(content) if rng.random() < 0.8 else rng.choice(NUMBERS[:-3])
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    if kind == tarfile.GNUTYPE_SPARSE:
+        header[386:410] = b"%011o\0%011o\0" % (0, rng.choice((0, 1, 512)))
+        header[483:495] = b"%011o\0" % rng.choice((0, 512, 2 * 10**9))
+    block = _summed(header) + content + bytes(-len(content) % 512)
+    return block * (3000 if kind == tarfile.GNUTYPE_LONGNAME and rng.random() < 0.1 else 40 if len(content) > 50_000 else 1)
+
+
+def _record(text: str) -> bytes:
+    length = len(text) + 1
+    while len(str(length)) + 1 + len(text) != length:
+        length = len(str(length)) + 1 + len(text)
+    return f"{length} {text}".encode()
+
+
+# Compression
+
+
+PACKERS = {"": bytes, ".gz": lambda data: gzip.compress(data, 1, mtime=0), ".xz": lambda data: lzma.compress(data, preset=0), ".bz2": bz2.compress}
+
+
+def _end(data: bytes) -> int:
+    """Where the members of a good tar end, and zeros begin."""
+    used = len(data.rstrip(b"\0"))
+    return used + -used % 512
+
+
+@cache
+def _packed(ending: str, block: bytes) -> bytes:
+    return PACKERS[ending](block)
+
+
+def bomb(rng: Random, data: bytes, ending: str) -> bytes:
+    """A tar, compressed, with far more in it than its size tells: zeros in a member or behind the end, or members without end."""
+    kind = rng.choice(("in a member", "behind the end", "members", "names"))
+    if kind == "members":
+        return _packed(ending, data[: _end(data)]) + _packed(ending, tarfile.TarInfo("x").tobuf() * 2048) * 600
+    if kind == "behind the end":
+        return _packed(ending, data) + _packed(ending, bytes(MEBI)) * 400
+    member = tarfile.TarInfo(rng.choice(("train/bee/x.png", "cifar-10-batches-py/data_batch_1")))
+    member.type, member.size = (tarfile.REGTYPE if kind == "in a member" else tarfile.GNUTYPE_LONGNAME), 400 * MEBI
+    return _packed(ending, member.tobuf()) + _packed(ending, bytes(MEBI)) * 400 + _packed(ending, data)
+
+
+# PNG
+
+
+def png(rng: Random, data: bytes) -> bytes:
+    """Chunks changed, moved, doubled or dropped, with checksums that fit."""
+    chunks, at = [], 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        chunks.append([data[at + 4 : at + 8], data[at + 8 : at + 8 + size]])
+        at += size + 12
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        i = rng.randrange(len(chunks))
+        action = rng.randrange(6)
+        if action == 0 and len(chunks) > 1:
+            del chunks[i]
+        elif action == 1:
+            chunks.insert(rng.randrange(len(chunks) + 1), list(chunks[i]))
+        elif action == 2:
+            name = rng.choice((b"tRNS", b"PLTE", b"iCCP", b"zTXt", b"iTXt", b"acTL", b"fdAT", b"fcTL", b"eXIf", b"gAMA", b"IDAT"))
+            content = rng.choice((rng.randbytes(26), b"a\0\0" + zlib.compress(bytes(3 * MEBI)), b"", zlib.compress(bytes(3 * MEBI))))
+            chunks.insert(rng.randrange(len(chunks) + 1), [name, content])
+        else:
+            chunks[i][1] = rng.choice(ANY)(rng, chunks[i][1])
+    return data[:8] + b"".join(len(c).to_bytes(4, "big") + n + c + zlib.crc32(n + c).to_bytes(4, "big") for n, c in chunks)
+
+
+# Pickles: programs that leave one value on the stack, and what is done with them
+
+
+def _long(value: int) -> bytes:
+    size = value.bit_length() // 8 + 1
+    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+
+
+def _collisions() -> bytes:
+    return b"}(" + b"".join(_long(i * (2**61 - 1)) + b"N" for i in range(1, 60_000)) + b"u"
+
+
+def _latin1() -> bytes:
+    text = b"x" * (MEBI // 4)
+    begin = b"(c_codecs\nencode\nq\xf0X" + len(text).to_bytes(4, "little") + text + b"q\xf1X\x06\x00\x00\x00latin1q\xf2"
+    return begin + b"h\xf0h\xf1h\xf2\x86R" * 3000 + b"l"
+
+
+PROGRAMS = {
+    "system": lambda: b"cos\nsystem\n(S'touch ran'\ntR",
+    "posix": lambda: b"\x8c\x05posix\x8c\x06system\x93\x8c\ttouch ran\x85R",
+    "eval": lambda: b"c__builtin__\neval\n(S'open(\"ran\",\"w\")'\ntR",
+    "exec": lambda: b"cbuiltins\nexec\n(S'open(\"ran\",\"w\")'\ntR",
+    "popen": lambda: b"csubprocess\nPopen\n((S'touch'\nS'ran'\nltR",
+    "instance": lambda: b"(S'touch ran'\nios\nsystem\n",
+    "object": lambda: b"(cos\nsystem\nS'touch ran'\no",
+    "load": lambda: b"cnumpy\nload\n(S'../ran'\ntR",
+    "rename": lambda: b"cos\nrename\n(S'target'\nS'ran'\ntR",
+    "attribute": lambda: b"c_codecs\nencode\nN}U\x0b__defaults__Ns\x86b",
+    "dotted": lambda: b"\x8c\x05numpy\x8c\x11ndarray.__class__\x93",
+    "persistent": lambda: b"Pran\n",
+    "storage": lambda: b"(U\x07storagectorch\nFloatStorage\nU\x030/0U\x03cpuJ\xff\xff\xff\x7ftQ",
+    "extension": lambda: b"\x82\x01",
+    "memo": lambda: b"Nr\xff\xff\xff\x0f",
+    "memo in text": lambda: b"Np268435455\n",
+    "bytes": lambda: b"B\xff\xff\xff\x7fx",
+    "bytes8": lambda: b"\x8e" + (2**40).to_bytes(8, "little"),
+    "bytearray8": lambda: b"\x96" + (2**33).to_bytes(8, "little"),
+    "text8": lambda: b"\x8d" + (2**63).to_bytes(8, "little"),
+    "long": lambda: b"\x8b\xff\xff\xff\x7f",
+    "digits": lambda: b"I" + b"9" * 100_000 + b"\n",
+    "frame": lambda: b"\x95" + (2**62).to_bytes(8, "little") + b"N",
+    "hash without end": lambda: b"})" + b"2\x86" * 60 + b"Ns",
+    "hash without end, by memo": lambda: b"})q\xf0" + b"h\xf0h\xf0\x86q\xf0" * 60 + b"Ns",
+    "set without end": lambda: b"()" + b"2\x86" * 60 + b"\x91",
+    "deep key": lambda: b"})" + b"\x85" * 500_000 + b"Ns",
+    "deep list": lambda: b"(" * 300_000 + b"l" * 300_000,
+    "itself": lambda: b"]q\xf0h\xf0a",
+    "collisions": _collisions,
+    "latin1 without end": _latin1,
+    "array": lambda: b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ftU\x01btR",
+    "nothing": lambda: b"N",
+    "number": lambda: b"J\xff\xff\xff\xff",
+    "fraction": lambda: b"G\x7f\xf8\0\0\0\0\0\0",
+}
+INTS = {"BININT", "BININT1", "BININT2", "LONG1"}
+
+
+@cache
+def program(name: str) -> bytes:
+    return PROGRAMS[name]()
+
+
+@cache
+def _operations(data: bytes) -> list[tuple[str, int, int]]:
+    """(name, begin, end) of every operation of a good pickle."""
+    found = [(code.name, at) for code, _, at in pickletools.genops(data)]
+    return [(name, at, end) for (name, at), (_, end) in zip(found, [*found[1:], ("", len(data))])]
+
+
+def pickled(rng: Random, data: bytes) -> bytes:
+    """A good pickle with one operation replaced, dropped, doubled or put in, or a program that does harm."""
+    operations = _operations(data)
+    action, (_, begin, end) = rng.randrange(6), rng.choice(operations)
+    if action == 0:
+        _, begin, end = rng.choice([o for o in operations if o[0] in INTS] or operations)
+        return data[:begin] + _long(rng.choice(NUMBERS) * rng.choice((1, -1))) + data[end:]
+    if action == 1:
+        return data[:begin] + data[end:]
+    if action == 2:
+        _, other, until = rng.choice(operations)
+        return data[: rng.choice((begin, end))] + data[other:until] + data[end:]
+    new = program(rng.choice(sorted(PROGRAMS)))
+    if action == 3:  # in the place of a value, or before it and away again
+        return data[:begin] + rng.choice((new + data[end:], new + b"0" + data[begin:]))
+    dicts = [until for (name, *_), (_, _, until) in zip(operations, operations[2:]) if name == "EMPTY_DICT"]
+    begin = rng.choice(dicts or [begin])  # behind its mark: a pair more, as value or as key
+    return data[:begin] + rng.choice((b"U\x01x" + new, new + b"N")) + data[begin:]
+
+
+# Zip
+
+
+def zipped(rng: Random, data: bytes) -> bytes:
+    """A checkpoint's archive with one record spoilt, dropped, doubled, renamed or swollen."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    i = next(i for i, (name, _) in enumerate(records) if name.endswith("/data.pkl")) if rng.random() < 0.6 else rng.randrange(len(records))
+    name, content = records[i]
+    action = rng.randrange(8)
+    if name.endswith(".pkl") and action > 1:
+        records[i] = name, pickled(rng, content)
+    elif action == 0:
+        del records[i]
+    elif action == 1:
+        records.insert(rng.randrange(len(records)), (name, spoil(rng, content)))
+    elif action == 2:
+        records[i] = rng.choice(("../ran", "/ran", "ran", records[0][0], name + "x", name.upper())), content
+    elif action == 3:
+        return _swollen(records, i)
+    else:
+        records[i] = name, spoil(rng, content)
+    return _zip(records, rng.choice((zipfile.ZIP_STORED,) * 5 + (zipfile.ZIP_DEFLATED,)))
+
+
+def _zip(records: list[tuple[str, bytes]], kind: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        for name, content in records:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = kind
+            archive.writestr(info, content)
+    return file.getvalue()
+
+
+def _swollen(records: list[tuple[str, bytes]], i: int) -> bytes:
+    """The i-th record with 400 MiB of zeros behind it, in less than one."""
+    name, content = records[i]
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+    begin = deflate.compress(content) + deflate.flush(zlib.Z_FULL_FLUSH)
+    body = begin + _zeros() * 400 + b"\x03\x00"
+    crc = zlib.crc32(content)
+    for _ in range(400):
+        crc = zlib.crc32(bytes(MEBI), crc)
+    old = _zip([*records[:i], (name, body), *records[i + 1 :]], zipfile.ZIP_STORED)
+    sizes = len(body).to_bytes(4, "little") * 2
+    stored = b"\0\0" + _dos() + zlib.crc32(body).to_bytes(4, "little") + sizes
+    swollen = b"\x08\0" + _dos() + crc.to_bytes(4, "little") + sizes[:4] + (len(content) + 400 * MEBI).to_bytes(4, "little")
+    return old.replace(stored, swollen)
+
+
+def _dos() -> bytes:
+    return b"\0\0\x21\0"  # ZipInfo's date, 1980-01-01, as zip writes it
+
+
+@cache
+def _zeros() -> bytes:
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return deflate.compress(bytes(MEBI)) + deflate.flush(zlib.Z_FULL_FLUSH)

@@ -1,0 +1,322 @@
+"""The readers that are fuzzed: good files for each, ways to spoil them, and how what was read is checked.
+
+A `Reader` has `make(rng) -> (mutation's name, {file name: bytes})` and `read(folder)`, which gives what was read or raises. A
+reader that accepts a file must hand out what the file says: the asserts here are the "right result" of a case.
+"""
+
+import gzip
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import fuzz_mutations as spoilt
+from pipelines.__main__ import describe
+from pipelines.convert import convert
+from pipelines.sources import find
+from pipelines.store import Store
+from test_sources import python2_pickle
+from train import checkpoint
+from train.recipe import Recipe
+from train.runs import earlier
+
+CLASSES = ("ant", "bee")
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
+OTHERS = ("EPS", "PCX", "ICO", "ICNS", "JPEG2000", "TGA", "SGI", "DDS", "IM")  # readable by Pillow, and no image format of ours
+ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}
+RECIPE = Recipe(seed=3)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A kind of file: what is tried, and how it is read."""
+
+    make: Callable[[Random], tuple[str, dict[str, bytes]]]
+    read: Callable[[Path], object]
+
+
+# Good files, made once
+
+
+def pixels(seed: int, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+@cache
+def image(kind: str, seed: int, mode: str = "RGB") -> bytes:
+    options = {"TIFF": {"compression": (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")[seed % 4]}, "JPEG": {"progressive": seed % 2 == 1}}
+    file = io.BytesIO()
+    Image.fromarray(pixels(seed, 32 if kind in OTHERS else 8)).convert(mode).save(file, kind, **options.get(kind, {}))
+    return file.getvalue()
+
+
+@cache
+def picture_files(kind: str) -> dict[str, bytes]:
+    return {f"{split}/{name}/{i}.png": image(kind, 4 * s + 2 * c + i) for s, split in enumerate(("train", "test")) for c, name in enumerate(CLASSES) for i in range(2)}
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+@cache
+def official_files(protocol: int) -> dict[str, bytes]:
+    """CIFAR-10's seven pickles, two images in each. Protocol 0 is what Python 2 wrote; it made protocol 2 without memo."""
+    dump = python2_pickle if protocol == 0 else lambda value: pickle.dumps(value, protocol)
+    rng, files = np.random.default_rng(protocol), {"batches.meta": dump({b"num_vis": 3072, b"label_names": [b"ant", b"bee", b"fly"]})}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        batch = {b"batch_label": b"a batch", b"labels": [1, 2], b"data": rng.integers(0, 256, (2, 3072), dtype=np.uint8), b"filenames": [b"a.png", b"b.png"]}
+        files[name] = dump(batch)
+    return {f"cifar-10-batches-py/{name}": data for name, data in files.items()}
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+# What sessions share: made by `prepare`, in a folder of their own, before anything is spoilt
+
+GOOD: dict[str, bytes] = {}
+
+
+def prepare(folder: Path) -> None:
+    """Make the good files that the project's own writers make. Each reader reads its own once."""
+    for encoding, kind in (("raw", "PNG"), ("jpeg", "JPEG")):
+        source = folder / "source.tar"
+        source.write_bytes(tar_of(picture_files(kind)))
+        convert(find(source), folder / "a.safetensors", encoding)
+        GOOD[encoding] = (folder / "a.safetensors").read_bytes()
+    torch.manual_seed(0)
+    trained = net()
+    optimiser = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
+    trained(torch.ones(2, 3, 3, 3)).sum().backward()
+    optimiser.step()
+    state = {"net": trained.state_dict(), "optimiser": optimiser.state_dict(), "epoch": 2, "random": {"cpu": torch.get_rng_state()[:16].clone()}}
+    torch.save({**state, "history": [{"epoch": 1, "loss": 0.5}], "plateau": None, "recipe": {"name": "", **asdict(RECIPE)}}, folder / "checkpoint.pt")
+    checkpoint.save_model(folder / "model.safetensors", trained, {"net": "small", "classes": '["ant", "bee"]'})
+    for name in ("checkpoint.pt", "model.safetensors"):
+        GOOD[name] = (folder / name).read_bytes()
+    summary = {"schema": 1, "recipe": {"name": "", **asdict(RECIPE)}, "seed": 3, "epochs": 2, "train_accuracy": 0.5, "test_accuracy": 0.25, "seconds": {"train": 1.5}}
+    diverged = {"diverged": "seed 3 diverged", "seed": 3, "epoch": 1, "step": 2, "recipe": {"name": "", **asdict(RECIPE)}}
+    GOOD["summary.json"], GOOD["diverged.json"] = json.dumps(summary).encode(), json.dumps(diverged).encode()
+    Image.init()
+
+
+# Sources: converted into a store, which is then verified
+
+
+def read_source(path: Path, out: Path, encoding: str = "raw") -> Store:
+    source = find(path)
+    convert(source, out, encoding)
+    store = Store(out)
+    store.verify()
+    assert {split: count for split, (count, _) in source.splits.items()} == {split: store.count(split) for split in store.splits}, "count"
+    assert store.classes == source.classes and all(len(store.images(s)) for s in store.splits), "images"
+    return store
+
+
+def make_official(rng: Random) -> tuple[str, dict[str, bytes]]:
+    files = dict(official_files(rng.choice((0, 0, 2, 2, 3, 4))))
+    how = rng.choice(("pickle", "pickle", "pickle", "bytes of a pickle", "array", "bytes of the tar", "tar", "bomb", "missing"))
+    name = rng.choice(sorted(files))
+    if how == "pickle":
+        files[name] = spoilt.pickled(rng, files[name])
+    elif how == "bytes of a pickle":
+        files[name] = spoilt.spoil(rng, files[name])
+    elif how == "array":
+        files[name] = other_batch(rng)
+    elif how == "missing":
+        files[name + "x"] = files.pop(name)
+    if rng.random() < 0.3 and how not in ("tar", "bytes of the tar", "bomb"):
+        return how, files
+    return packed(rng, how, tar_of(files))
+
+
+def other_batch(rng: Random) -> bytes:
+    """A batch that holds arrays and labels of other types and shapes."""
+    kind = rng.choice(("u1", "i1", "f4", "u2", "?", "O", "S1"))
+    shape = rng.choice(((2, 3072), (2, 3073), (3072, 2), (2, 3, 32, 32), (0, 3072), (3, 3072), (3072,), ()))
+    array = np.zeros(shape, kind, order=rng.choice("CF"))
+    labels = rng.choice(([0, 1], [0, 3], [-1, 0], [0.0, 1.0], [True, False], ["0", "1"], [], (0, 1), [[0], [1]], [2**70, 0], None, np.array([0, 1]), [0, 1, 2]))
+    return pickle.dumps({b"data": array, b"labels": labels, b"label_names": [b"a", rng.choice((b"b", "b", "\ud7ff", 1, b"\xff", b"\x1b[31m"))]}, rng.choice((2, 3, 4)))
+
+
+def packed(rng: Random, how: str, data: bytes) -> tuple[str, dict[str, bytes]]:
+    """A tar, compressed or not, spoilt before or after it is packed where `how` says so."""
+    ending = rng.choice(("", "", "", ".gz", ".xz", ".bz2"))
+    if how == "tar":
+        data = spoilt.tar(rng, data)
+    if how == "bomb":
+        if rng.random() < 0.9:  # dear: most of them lie about a size instead
+            return "tar", packed(rng, "tar", data)[1]
+        ending = rng.choice((".gz", ".xz", ".bz2"))
+        return how, {f"a.tar{ending}": spoilt.bomb(rng, data, ending)}
+    data = spoilt.PACKERS[ending](data)
+    if how == "bytes of the tar":
+        data = spoilt.spoil(rng, data)
+    return how, {f"a.tar{ending}": data}
+
+
+def read_official(folder: Path) -> None:
+    inside = next(folder.iterdir())
+    store = read_source(inside, folder.parent / "out" / "a.safetensors")
+    for split in store.splits:
+        assert store.images(split).shape[1:] == (32, 32, 3), "shape"
+
+
+def make_tar(rng: Random) -> tuple[str, dict[str, bytes]]:
+    files = dict(picture_files(rng.choice(KINDS[:3])))
+    how = rng.choice(("tar", "tar", "tar", "bytes of the tar", "bytes of the tar", "names", "bomb"))
+    if how == "names":
+        for _ in range(rng.choice((1, 2, 8))):
+            name = rng.choice(sorted(files))
+            files[rng.choice((name.replace("train", "test"), "../" + name, name.replace("bee", "\udcff"), name + "/x.png", "a/b/" + name, name[:-4], name + "\n"))] = files.pop(name)
+    return packed(rng, how, tar_of(files))
+
+
+def read_tar(folder: Path) -> None:
+    read_source(next(folder.iterdir()), folder.parent / "out" / "a.safetensors")
+
+
+def make_folder(rng: Random) -> tuple[str, dict[str, bytes]]:
+    kind = rng.choice(KINDS)
+    files = {f"images/{split}/bee/0.{ENDINGS.get(kind, kind.lower())}": image(kind, s, "RGB") for s, split in enumerate(("train", "test"))}
+    name = rng.choice(sorted(files))
+    how = rng.choice(("bytes", "bytes", "bytes", "chunks", "other format", "other mode"))
+    if how == "chunks":
+        files[name] = spoilt.png(rng, image("PNG", 0))
+    elif how == "other format":
+        files[name] = image(rng.choice(OTHERS), 0) if rng.random() < 0.5 else rng.choice(FOREIGN)
+    elif how == "other mode":
+        mode = rng.choice(("1", "L", "P", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "LA"))
+        files[name] = spoilt.spoil(rng, image("TIFF" if mode in ("CMYK", "YCbCr", "LAB", "F", "I") else "PNG", 0, mode))
+    else:
+        files[name] = spoilt.spoil(rng, files[name])
+    return how, files
+
+
+FOREIGN = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(ran) (w) file closefile\n%%EOF\n",
+    b"<svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'><image href='/etc/passwd'/></svg>",
+    b"GIF89a" + b"\xff" * 7,
+    b"P3\n8 8 255\n" + b"1 " * 192,
+    b"P6\n8 8 65535\n" + bytes(384),
+    b"Pf\n8 8\n-1.0\n" + bytes(256),
+    b"BM" + bytes(52),
+    b"\xd7\xcd\xc6\x9a" + bytes(100),
+    b"#define a_width 8\n#define a_height 8\nstatic char a_bits[] = {\n" + b"0x00, " * 8 + b"};\n",
+    b"",
+)
+
+
+def read_folder(folder: Path) -> None:
+    encoding = "jpeg" if len(next(folder.rglob("test/bee/*")).read_bytes()) % 2 else "raw"
+    read_source(folder / "images", folder.parent / "out" / "a.safetensors", encoding)
+
+
+# Stores, models, checkpoints, summaries
+
+
+def make_store(rng: Random) -> tuple[str, dict[str, bytes]]:
+    data = GOOD[rng.choice(("raw", "jpeg"))]
+    how = rng.choice(("header", "header", "bytes"))
+    return how, {"a.safetensors": spoilt.safetensors(rng, data) if how == "header" else spoilt.spoil(rng, data)}
+
+
+def read_store(folder: Path) -> None:
+    store = Store(folder / "a.safetensors")
+    json.dumps(describe(store)).encode()
+    " ".join(store.classes).encode()
+    for split in store.splits:
+        labels = store.labels(split)
+        assert labels.dtype == np.int64 and all(0 <= v < len(store.classes) for v in labels), "labels"
+    store.verify()
+    for split in store.splits:
+        images = store.images(split)
+        assert images.shape == (store.count(split), store.height, store.width, store.channels) and images.dtype == np.uint8, "images"
+
+
+def make_checkpoint(rng: Random) -> tuple[str, dict[str, bytes]]:
+    data = GOOD["checkpoint.pt"]
+    how = rng.choice(("records", "records", "bytes", "old"))
+    if how == "old":  # the pickle alone, which is what checkpoints were before they were archives
+        return how, {"checkpoint.pt": spoilt.pickled(rng, pickle.dumps({"epoch": 1, "net": {}}, 2))}
+    return how, {"checkpoint.pt": spoilt.zipped(rng, data) if how == "records" else spoilt.spoil(rng, data)}
+
+
+def read_checkpoint(folder: Path) -> None:
+    state = checkpoint.load(folder / "checkpoint.pt")
+    assert isinstance(state, dict), "no dict"
+    walk = [state]
+    while walk:  # what a caller does with it: look at all of it
+        value = walk.pop()
+        walk += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        if isinstance(value, torch.Tensor):
+            value.to(torch.float64).sum()
+    assert len(repr(state)) < 1 << 20, "it grows when it is looked at"
+
+
+def make_model(rng: Random) -> tuple[str, dict[str, bytes]]:
+    data = GOOD["model.safetensors"]
+    how = rng.choice(("header", "header", "bytes"))
+    return how, {"model.safetensors": spoilt.safetensors(rng, data) if how == "header" else spoilt.spoil(rng, data)}
+
+
+def read_model(folder: Path) -> None:
+    good = net().state_dict()
+    state = checkpoint.load_model(folder / "model.safetensors", net()).state_dict()
+    assert {k: (v.shape, v.dtype) for k, v in state.items()} == {k: (v.shape, v.dtype) for k, v in good.items()}, "shapes"
+
+
+def make_summary(rng: Random) -> tuple[str, dict[str, bytes]]:
+    name = rng.choice(("summary.json", "summary.json", "diverged.json"))
+    how = rng.choice(("values", "values", "bytes"))
+    return how, {name: spoilt.document(rng, GOOD[name]) if how == "values" else spoilt.spoil(rng, GOOD[name])}
+
+
+def read_summary(folder: Path) -> None:
+    outcome = earlier(RECIPE, folder)
+    if outcome is None:
+        return
+    assert outcome["seed"] == RECIPE.seed, "seed"
+    if "diverged" in outcome:
+        assert isinstance(outcome["diverged"], str) and isinstance(outcome["epoch"], int) and isinstance(outcome["step"], int), "diverged"
+    else:
+        assert 0 <= outcome["test_accuracy"] <= 1, "accuracy"
+    json.dumps(outcome, allow_nan=False).encode()
+
+
+READERS = {
+    "official": Reader(make_official, read_official),
+    "tar": Reader(make_tar, read_tar),
+    "images": Reader(make_folder, read_folder),
+    "store": Reader(make_store, read_store),
+    "checkpoint": Reader(make_checkpoint, read_checkpoint),
+    "model": Reader(make_model, read_model),
+    "summary": Reader(make_summary, read_summary),
+}
+
+
+def good_cases() -> list[tuple[str, dict[str, bytes]]]:
+    """(reader, files) of files that every reader must accept."""
+    cases = [("official", {"a.tar": tar_of(official_files(p))}) for p in (0, 2, 3, 4)]
+    cases += [("official", official_files(2)), ("tar", {"a.tar.gz": gzip.compress(tar_of(picture_files("PNG")))})]
+    cases += [("images", {f"images/{s}/bee/0.png": image(kind, 1) for s in ("train", "test")}) for kind in KINDS]
+    cases += [("store", {"a.safetensors": GOOD[encoding]}) for encoding in ("raw", "jpeg")]
+    return cases + [(n.split(".")[0], {n: GOOD[n]}) for n in ("checkpoint.pt", "model.safetensors", "summary.json")] + [("summary", {"diverged.json": GOOD["diverged.json"]})]
