@@ -25,7 +25,7 @@ from benchmarks.marks import PARTS, Marks, mean_parts, plain_round, split_round 
 from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
-from train.loop import device_of  # noqa: E402
+from train.device import device_of  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 
 HEADER = ["pipeline", "ms a step", *PARTS, "data share", "if data were free", "fixed batch", "host waits", "first step", "marking"]

@@ -40,11 +40,11 @@ from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.store import Store  # noqa: E402
 from train.__main__ import named  # noqa: E402
-from train.loop import DTYPES, device_of, precision_of  # noqa: E402
+from train.device import DTYPES, device_of, precision_of  # noqa: E402
 from train.machine import hardware  # noqa: E402
 from train.progressive import side  # noqa: E402
 from train.recipe import Recipe, parse  # noqa: E402
-from train.run import Kept, dataset_name, make_folder, split  # noqa: E402
+from train.run import Kept, dataset_name, make_folder, split, tested_on  # noqa: E402
 from train.runs import attempt, earlier  # noqa: E402
 
 
@@ -186,11 +186,10 @@ def main(given: list[str] | None = None) -> None:
     sets_it = 1 if asked.target == "peer" else None  # whether its mean reaches itself is no question
     rows = [figures(row, None if number == sets_it else target) for number, row in enumerate(rows)]
     about = facts(store, device, {"recipe": {"name": name, **asdict(recipe)}, "peers": [script.name for script in asked.peer]})
-    tested = f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test"
-    about |= {"tested_on": tested, "precision": precision, "matrix_flop_per_second": rate, "order": order, "rows": rows}
+    about |= {"tested_on": tested_on(recipe), "precision": precision, "matrix_flop_per_second": rate, "order": order, "rows": rows}
     write_json(out / "result.json", about)
     chart(rows, f"{title}, {about['hardware']['device']}", out / "result.png")
-    print(f"\n{title}, tested on {tested}; {precision}, matrix rate {rate / 1e12:.3g} TFLOP/s" + (f"; target {target:.4f}" if target else ""))
+    print(f"\n{title}, tested on {tested_on(recipe)}; {precision}, matrix rate {rate / 1e12:.3g} TFLOP/s" + (f"; target {target:.4f}" if target else ""))
     print(table(header(title), lines(rows, rate, title)))
     print("\n".join([f"order: {'; '.join(order)}", *remarks(rows), str(out / "result.json")]))
 

@@ -29,6 +29,7 @@ MASK = 0xFFFFFFFF
 SALT_A, SALT_B = 0x9E3779B9, 0x7F4A7C15  # the two halves of 2**64 / golden ratio
 ORDER, FLIP, DY, DX, CUT_Y, CUT_X = range(6)  # the streams; new ones are appended, never renumbered
 AFFINE, ANGLE, SCALE, SHIFT_Y, SHIFT_X, ERASE, ERASE_Y, ERASE_X, GREY = range(6, 15)
+BRIGHTNESS, CONTRAST, SATURATION, SHARPNESS, MIXUP, CUTMIX, PATCH_AREA, PATCH_Y, PATCH_X = range(15, 24)
 
 FLIPS = ("none", "random", "alternate")
 PADDINGS = ("zero", "mean", "reflect")

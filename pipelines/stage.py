@@ -1,7 +1,7 @@
-"""The batch stage: shift-scale-rotate, square cutout and random grey, behind any pipeline, on its device.
+"""The batch stage: shift-scale-rotate, changes of colour, square cutout and random grey, behind any pipeline, on its device.
 
-These are what the ladder's levels 3 and 4 use beyond a pipeline's own policy. They work on normalised batches and
-draw from the plan, so that they are the same behind every pipeline.
+These are what recipes use beyond a pipeline's own policy. They work on normalised batches and draw from the plan, so that
+they are the same behind every pipeline.
 
 Shapes: images_BCHW normalised, channels_last; choices_B.
 """
@@ -14,10 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines import plan
+from pipelines import colour, plan
 from pipelines.errors import InputError
 from pipelines.plan import Plan, below, hash32, unit
 from pipelines.turns import Turns
+
+
+COLOURS = {"brightness": plan.BRIGHTNESS, "contrast": plan.CONTRAST, "saturation": plan.SATURATION, "sharpness": plan.SHARPNESS}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Extra:
     erase      side of a square wholly inside the image, pixels
     erase_fill normalised value that the square is set to, a value a channel; 0 is the mean colour
     grey_p     probability of a grey image (ITU-R BT.601 luma of the pixels before normalisation)
+    brightness, contrast, saturation, sharpness
+               largest change of each, fraction (`colour.py`); the factor is drawn evenly from [1 - change, 1 + change], and
+               they come in this order, before the square
     """
 
     affine_p: float = 0.0
@@ -43,9 +49,18 @@ class Extra:
     erase: int = 0
     erase_fill: tuple[float, ...] = (0.0, 0.0, 0.0)
     grey_p: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    sharpness: float = 0.0
 
     def __bool__(self) -> bool:
-        return any((self.affine_p, self.erase_p and self.erase, self.grey_p))
+        return any((self.affine_p, self.erase_p and self.erase, self.grey_p, *self.colours.values()))
+
+    @property
+    def colours(self) -> dict[str, float]:
+        """The changes of colour that there are: name in `colour.py` and largest change."""
+        return {name: change for name in COLOURS if (change := getattr(self, name))}
 
 
 class Stage(Turns):
@@ -59,8 +74,8 @@ class Stage(Turns):
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         if extra.erase > min(self.plan.height, self.plan.width):
             raise InputError(f"erase {extra.erase} is larger than the {self.plan.height}x{self.plan.width} images")
-        if extra.grey_p and len(mean) != 3:
-            raise InputError(f"grey needs three channels, the images have {len(mean)}")
+        if (extra.grey_p or extra.contrast or extra.saturation) and len(mean) != 3:
+            raise InputError(f"grey, contrast and saturation need three channels, the images have {len(mean)}")
 
     def __len__(self) -> int:
         return len(self.pipeline)
@@ -75,6 +90,8 @@ class Stage(Turns):
         extra, images = self.extra, images_BCHW
         if extra.affine_p:
             images = self._where(affine_mask(self.plan, extra, epoch, ids), self._affine(images, epoch, ids), images)
+        if extra.colours:
+            images = self._colours(images, epoch, ids)
         if extra.erase_p and extra.erase:
             images = torch.where(self._square(epoch, ids, images.device), self._fill(images), images)
         if extra.grey_p:
@@ -110,10 +127,23 @@ class Stage(Turns):
         return torch.tensor(self.extra.erase_fill, dtype=images.dtype, device=images.device)[:, None, None]
 
     def _grey(self, images: torch.Tensor) -> torch.Tensor:
+        return self._normalised(colour.luma(self._pixels(images)), images.dtype)
+
+    def _colours(self, images: torch.Tensor, epoch: int, ids: np.ndarray) -> torch.Tensor:
+        pixels = self._pixels(images)
+        for name, change in self.extra.colours.items():
+            factors = 1 + change * (2 * self._draw(COLOURS[name], epoch, ids) - 1)
+            pixels = getattr(colour, name)(pixels, torch.from_numpy(factors).to(images.device))
+        return self._normalised(pixels, images.dtype)
+
+    def _pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """float32 in [0, 1] again."""
         mean, std = (v.to(images.device)[:, None, None] for v in (self.mean, self.std))
-        weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)[:, None, None]
-        luma = ((images.float() * std + mean) * weights).sum(1, keepdim=True)
-        return ((luma - mean) / std).to(images.dtype)
+        return images.float() * std + mean
+
+    def _normalised(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        mean, std = (v.to(pixels.device)[:, None, None] for v in (self.mean, self.std))
+        return ((pixels - mean) / std).to(dtype)
 
 
 def affine_mask(made: Plan, extra: Extra, epoch: int, ids: np.ndarray) -> np.ndarray:

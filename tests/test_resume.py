@@ -68,6 +68,7 @@ SETTINGS = {
     "muon growing": dict(optimiser="muon", first_side=16, schedule="linear", warmup=1.0),
     "dropout, stage and plateau": dict(net="level3", affine_p=0.5, rotate=10.0, schedule="plateau", patience=1),
     "whitening": dict(net="speednet", optimiser="muon", lr=1.0),
+    "mean of weights, mixed": dict(optimiser="adamw", ema=0.9, mixup=0.5, cutmix=0.3, mix_ramp=2.0, sharpness=0.3, views=2, floor=0.1),
     "ghost norm, few tests": dict(norm="ghost", eval_every=0, nesterov=True),
 }
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import pipelines
+from conftest import make_store
+from pipelines import colour, plan
 from pipelines.errors import InputError
 from pipelines.plan import PLAIN
 from pipelines.stage import Extra, stage, thetas_B23
@@ -80,3 +82,33 @@ def test_same_choices_in_any_batch_size_dtype_and_memory_format(store):
 def test_what_cannot_be_is_refused(store):
     with pytest.raises(InputError, match="erase 40"):
         pair(store, Extra(erase_p=1.0, erase=40))
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "sharpness"])
+def test_colours_are_torchvisions(name):
+    from torchvision.transforms.v2 import functional as V
+
+    torch.manual_seed(0)
+    images, factors = torch.rand(5, 3, 12, 10), torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0])
+    ours = getattr(colour, name)(images, factors)
+    theirs = torch.stack([getattr(V, f"adjust_{name}")(image, float(factor)) for image, factor in zip(images, factors)])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # torchvision's luma has four digits
+
+
+def test_colour_changes_are_the_plans(store):
+    """As large as stated, other ones for every image, and in the stated order."""
+    changes = dict(brightness=0.3, contrast=0.2, saturation=0.4, sharpness=0.5)
+    before, after, made = pair(store, Extra(**changes))
+    pixels = made._pixels(before)
+    for name, change in changes.items():
+        factors = 1 + change * (2 * made._draw(getattr(plan, name.upper()), 2, np.arange(37)) - 1)
+        assert abs(factors - 1).max() <= change and factors.std() > change / 4
+        pixels = getattr(colour, name)(pixels, torch.from_numpy(factors))
+    torch.testing.assert_close(after, made._normalised(pixels, torch.float32))
+    assert not torch.equal(before, after)
+
+
+def test_one_channel_has_no_saturation(tmp_path):
+    grey = make_store(tmp_path / "grey.safetensors", channels=1)
+    with pytest.raises(InputError, match="three channels"):
+        pair(grey, Extra(saturation=0.1))

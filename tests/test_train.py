@@ -82,7 +82,7 @@ def test_every_pipeline_trains_the_same_net(name, store, tmp_path):
     """The losses of every step, dropout and the batch stage included, are the reference's."""
     losses = {}
     for pipeline in ("reference", name):
-        settings = dict(SMALL, net="level3", affine_p=0.5, rotate=10.0, erase_p=0.5, erase=8, grey_p=0.5, data=str(store.path))
+        settings = dict(SMALL, net="level3", affine_p=0.5, rotate=10.0, erase_p=0.5, erase=8, grey_p=0.5, contrast=0.2, mixup=0.3, cutmix=0.2, data=str(store.path))
         try:
             train(Recipe(**settings, pipeline=pipeline, out=str(tmp_path / pipeline)), "", quiet)
         except NotInstalled as missing:
@@ -268,7 +268,7 @@ def test_confusion_counts_true_by_row():
 
 def test_held_out_images_are_left_out_of_training(store, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("train.run.Training", lambda recipe, net, loader, test, device, watch: seen.update(train=loader.plan.ids, test=test.plan.ids))
+    monkeypatch.setattr("train.run.Training", lambda recipe, net, loader, test, device, watch, teacher: seen.update(train=loader.plan.ids, test=test.plan.ids))
     from train.run import assemble, tested_images
 
     recipe = Recipe(**SMALL, held_out=10, limit=20)

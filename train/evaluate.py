@@ -28,18 +28,33 @@ class Outcome:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, pipeline, autocast) -> Outcome:
+def evaluate(net: nn.Module, pipeline, autocast, views: int = 1) -> Outcome:
     """Run `net` in evaluation mode over the pipeline's epoch 0; leaves it in training mode.
 
     autocast  a function that gives a fresh context for the forward pass
+    views     of each image, whose logits are averaged (`seen`)
     """
     net.eval()
     logits_NK, labels_N = [], []
     for images, labels in pipeline.epoch(0):
         with autocast():
-            logits_NK.append(net(images).float())
+            logits_NK.append(seen(net, images, views))
         labels_N.append(labels)
     net.train()
     logits, labels = torch.cat(logits_NK), torch.cat(labels_N)
     loss = nn.functional.cross_entropy(logits, labels).item()
     return Outcome(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), loss)
+
+
+def seen(net: nn.Module, images_BCHW: torch.Tensor, views: int) -> torch.Tensor:
+    """float32[B,K]: mean logits of an image (views 1), of it and its mirror image (2), or of those and of both shifted by a
+    pixel down right and up left, the shifted four with the weight of the unshifted two (6; as airbench94, Jordan 2024)."""
+    if views == 1:
+        return net(images_BCHW).float()
+    straight = (net(images_BCHW).float() + net(images_BCHW.flip(-1)).float()) / 2
+    if views == 2:
+        return straight
+    height, width = images_BCHW.shape[2:]
+    padded = nn.functional.pad(images_BCHW, (1, 1, 1, 1), mode="reflect")
+    shifted = [padded[..., at : at + height, at : at + width].contiguous(memory_format=torch.channels_last) for at in (0, 2)]
+    return (straight + sum(seen(net, images, 2) for images in shifted) / 2) / 2

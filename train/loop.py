@@ -1,10 +1,10 @@
 """The training loop: epochs over a pipeline, one line of metrics each.
 
-Shapes: images [B,C,H,W] channels_last, labels int64[B], logits [B,K].
+Shapes: images [B,C,H,W] channels_last, labels int64[B], `Targets` of B images, logits [B,K].
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from torch import nn
 from tqdm import tqdm
 
 from pipelines.errors import InputError
+from pipelines.mixing import Targets, mix
+from train.average import Average
 from train.compiled import compile_step, restore
+from train.device import DTYPES, precision_of
 from train.evaluate import Outcome, evaluate
-from train.machine import cpu_has_bf16
+from train.objective import cross_entropy, distillation
 from train.optim import Plateau, optimiser
 from train.progressive import resize, side
 from train.recipe import Recipe
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class Diverged(InputError):
     """The loss is no longer a number: `epoch` and `step` (from 1) are the first where it was not."""
@@ -32,22 +32,6 @@ class Diverged(InputError):
     def __init__(self, seed: int, epoch: int, step: int, loss: float):
         super().__init__(f"seed {seed} diverged: the loss of epoch {epoch}, step {step} is {loss}: try a lower --lr")
         self.epoch, self.step = epoch, step
-
-
-def device_of(recipe: Recipe) -> torch.device:
-    """The device that a recipe means. Raises `InputError` where it asks for CUDA and there is none."""
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no CUDA device here: use --device cpu, or mend the driver (nvidia-smi)")
-    return torch.device("cuda" if recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def precision_of(recipe: Recipe, device: torch.device) -> str:
-    """The precision that a recipe means: half where the hardware has it, and bf16 before fp16."""
-    if recipe.precision != "auto":
-        return recipe.precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 @dataclass
@@ -72,6 +56,7 @@ class Training:
     test: object  # pipelines.Pipeline of the test images
     device: torch.device
     watch: Stopwatch
+    teacher: nn.Module | None = None  # whose logits are learnt beside the labels
     label: str = ""
     history: list[dict] = field(default_factory=list)
 
@@ -79,6 +64,10 @@ class Training:
         self.precision = precision_of(self.recipe, self.device)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.optimiser = optimiser(self.net, self.recipe)
+        self.average = Average(self.net, self.recipe.ema) if self.recipe.ema else None
+        if self.teacher is not None:
+            self.teacher.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        self.mixing = self.recipe.mixing()
         self.schedule = schedule(self.recipe)
         self.plateau = Plateau(self.recipe.factor, self.recipe.patience)
         # only fp16 has gradients that vanish below its smallest number
@@ -92,6 +81,8 @@ class Training:
         """This training with another seed: the weights of `net` and new pipelines, in the tensors and programs that are here."""
         self.recipe, self.train, self.test, self.watch, self.history = recipe, train, test, watch, []
         restore(self.net, self.optimiser, net.state_dict())
+        if self.average:
+            self.average.begin()
         self.plateau, self.outcome, self.progress = Plateau(recipe.factor, recipe.patience), None, Progress()
         return self
 
@@ -110,19 +101,19 @@ class Training:
 
     def _try_copy(self) -> None:
         copied = deepcopy(self.net)
-        images, labels = next(iter(self.train.epoch(0)))
+        images, targets = next(self.batches(0))
         with self.autocast():
             logits = copied(resize(images, self._side(0)))
-        nn.functional.cross_entropy(logits.float(), labels).backward()
+        cross_entropy(logits.float(), targets, self.recipe.label_smoothing).backward()
 
     def _try_all(self) -> None:
         before = deepcopy(self.net.state_dict())
-        images, labels = next(iter(self.train.epoch(0)))
-        last = len(self.train.plan.ids) % len(labels)
+        images, targets = next(self.batches(0))
+        last = len(self.train.plan.ids) % len(images)
         for side in sorted({self._side(epoch) for epoch in range(self.recipe.epochs)}):
-            for count in {len(labels), last} - {0}:
+            for count in {len(images), last} - {0}:
                 for _ in range(3):  # a program's first calls record it
-                    self.step(resize(images[:count], side), labels[:count])
+                    self.step(resize(images[:count], side), targets.first(count))
         restore(self.net, self.optimiser, before)
 
     def prepare(self) -> None:
@@ -130,6 +121,13 @@ class Training:
         if hasattr(self.net, "prepare"):
             images, _ = next(iter(self.train.epoch(0)))
             self.net.prepare(images)
+        if self.average:
+            self.average.begin()
+
+    @property
+    def finished(self) -> nn.Module:
+        """The net that is tested and saved: the running mean of the weights, where there is one."""
+        return self.average.net if self.average else self.net
 
     def run(self, on_epoch: Callable[[dict, list[float]], None], on_step: Callable[[], None] = lambda: None) -> None:
         """Train from where `progress` is to the last epoch. `on_epoch(metrics, losses)` gets each epoch's line and the loss
@@ -174,6 +172,7 @@ class Training:
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
             "plateau": vars(self.plateau),
             "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []},
             "history": self.history,
@@ -191,6 +190,8 @@ class Training:
         self.net.load_state_dict(state["net"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         vars(self.plateau).update({key: state["plateau"][key] for key in vars(self.plateau)})
         torch.set_rng_state(state["random"]["cpu"].cpu())
         if self.device.type == "cuda" and state["random"]["cuda"]:
@@ -208,7 +209,7 @@ class Training:
     def _test(self, last: bool) -> None:
         before = self.watch.seconds["eval"]
         with self.watch.lap("eval"):
-            self.outcome = evaluate(self.net, self.test, self.autocast)
+            self.outcome = evaluate(self.finished, self.test, self.autocast, self.recipe.views)
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
 
@@ -222,21 +223,32 @@ class Training:
         at, steps, self.began = self.progress, len(self.train), time.perf_counter()
         name = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}"
         with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=None, leave=False) as bar:
-            for step, (images, labels) in enumerate(self.train.epoch(epoch, start), start):
+            for step, (images, targets) in enumerate(self.batches(epoch, start), start):
                 images = resize(images, self._side(epoch))
                 self._set_rate(epoch + step / steps)
-                loss, logits = self.step(images, labels)
+                loss, logits = self.step(images, targets)
                 at.losses.append(loss)
-                at.right = at.right + (logits.argmax(1) == labels).sum()
-                at.seen += len(labels)
+                at.right = at.right + (logits.argmax(1) == targets.labels).sum()
+                at.seen += len(images)
                 at.step = step + 1
                 on_step()
-                bar.update(len(labels))
+                bar.update(len(images))
         losses = torch.stack(at.losses).tolist()
         for step, loss in enumerate(losses):
             if loss != loss or loss in (float("inf"), float("-inf")):
                 raise Diverged(self.recipe.seed, epoch + 1, step + 1, loss)
         return losses, int(at.right), at.seen
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, Targets]]:
+        """The pipeline's batches from a step on, mixed where the recipe says so."""
+        if not self.mixing:
+            for images, labels in self.train.epoch(epoch, start):
+                yield images, Targets(labels)
+            return
+        plan, ramp = self.train.plan, self.recipe.mix_ramp * len(self.train)
+        for step, ((images, labels), ids) in enumerate(zip(self.train.epoch(epoch, start), plan.batches(epoch, start)), start):
+            strength = min(1.0, (epoch * len(self.train) + step) / ramp) if ramp else 1.0
+            yield mix(images, labels, ids, self.mixing, plan.seed, epoch, strength)
 
     def _side(self, epoch: int) -> int:
         return side(epoch, self.recipe.epochs, self.recipe.first_side, self.train.plan.height, self.recipe.grown)
@@ -250,18 +262,25 @@ class Training:
             else:
                 group["lr"] = rate
 
-    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """One update. The detached loss (mean over the batch, float32) and the logits."""
-        loss, logits = self.forward(images, labels)
+        loss, logits = self.forward(images, targets)
         self.backward(loss)
         self.update()
+        if self.average:
+            self.average.update()
         return loss.detach(), logits.detach()
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, logits) of a batch, with their graph."""
         with self.autocast():
             logits = self.net(images)
-        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing), logits
+        loss = cross_entropy(logits.float(), targets, self.recipe.label_smoothing)
+        if self.teacher is None:
+            return loss, logits
+        with torch.no_grad(), self.autocast():
+            taught = self.teacher(images)
+        return torch.lerp(loss, distillation(logits.float(), taught.float(), self.recipe.temperature), self.recipe.teacher_share), logits
 
     def backward(self, loss: torch.Tensor) -> None:
         """Fresh gradients of the scaled loss."""

@@ -18,7 +18,7 @@ import torch
 from pipelines import data
 from pipelines.errors import InputError
 from train.command import parser_of
-from train.loop import device_of
+from train.device import device_of
 from train.recipe import Recipe, flag, parse
 from train.run import assemble, make_folder
 from train.stopwatch import Stopwatch
@@ -40,10 +40,10 @@ def measure(training, factors: np.ndarray) -> np.ndarray:
     training.prepare()
     losses, least, epoch = [], math.inf, 0
     while True:
-        for images, labels in training.train.epoch(epoch):
+        for images, targets in training.batches(epoch):
             for group in training.optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * factors[len(losses)]
-            loss = training.step(images, labels)[0].item()
+            loss = training.step(images, targets)[0].item()
             if not math.isfinite(loss):
                 return np.array(losses)
             losses.append(loss)

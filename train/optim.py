@@ -1,4 +1,4 @@
-"""The optimisers of a recipe: SGD, Muon for the filters with SGD for the rest, and the plateau's falls.
+"""The optimisers of a recipe: SGD, AdamW, Muon for the filters with SGD for the rest, and the plateau's falls.
 
 Shapes: a filter is [out, in, height, width]; as a matrix it is [out, in * height * width].
 """
@@ -10,14 +10,15 @@ from train.recipe import Recipe
 
 
 def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD or Muon over what trains. Every group keeps its largest rate as `initial_lr`, which the schedule scales.
+    """SGD, AdamW or Muon over what trains. Every group keeps its largest rate as `initial_lr`, which the schedule scales.
 
-    SGD knows two groups: weights of two or more dimensions decay, norms and biases do not. With Muon the filters,
-    [out,in,height,width], are a third, with the rate `muon_lr`; they are kept at one norm and so need no decay.
+    There are two groups: weights of two or more dimensions decay, norms and biases do not. With Muon the filters,
+    [out,in,height,width], are a third, with the rate `muon_lr`; they are kept at one norm and so need no decay. A
+    depthwise filter mixes no channels, so that there is nothing to make orthogonal: it stays among the weights.
     """
     trained = [p for p in net.parameters() if p.requires_grad]
-    filters = [p for p in trained if p.ndim == 4] if recipe.optimiser == "muon" else []
-    weights = [p for p in trained if p.ndim > 1 and not (filters and p.ndim == 4)]
+    filters = [p for p in trained if p.ndim == 4 and p.shape[1] > 1] if recipe.optimiser == "muon" else []
+    weights = [p for p in trained if p.ndim > 1 and not any(p is f for f in filters)]
     others = [p for p in trained if p.ndim <= 1]
     rate = (recipe.head_lr or recipe.lr) if filters else recipe.lr
     groups = [
@@ -27,6 +28,8 @@ def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [group for group in groups if group["params"]]
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta), capturable=recipe.compiled and trained[0].is_cuda)
     rate = {"lr": recipe.muon_lr, "initial_lr": recipe.muon_lr}
     groups.append({"params": filters, "filters": True, "momentum": recipe.muon_momentum, **rate})
     return Muon(groups, momentum=recipe.momentum)

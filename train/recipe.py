@@ -5,6 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field, fields
 
 from pipelines.errors import InputError
+from pipelines.mixing import Mixing
 from pipelines.plan import FLIPS, PADDINGS, Policy
 from pipelines.stage import Extra
 
@@ -12,7 +13,8 @@ SCHEDULES = ("constant", "plateau", "step", "linear", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 NORMS = ("batch", "ghost", "group", "layer")
-OPTIMISERS = ("sgd", "muon")
+OPTIMISERS = ("sgd", "adamw", "muon")
+VIEWS = (1, 2, 6)
 
 
 def _setting(default, text: str, choices=None):
@@ -42,16 +44,23 @@ class Recipe:
     events: bool = _setting(False, "write TensorBoard's events, too, into RUN/events")
     optimiser: str = _setting("sgd", "muon: Muon for the filters, SGD with Nesterov's momentum for the rest", OPTIMISERS)
     save_minutes: float = _setting(2.0, "minutes between checkpoints within an epoch; 0 for one after every step")
-    lr: float = _setting(0.1, "largest learning rate of SGD")
-    momentum: float = _setting(0.9, "of SGD")
+    lr: float = _setting(0.1, "largest learning rate of SGD or AdamW")
+    momentum: float = _setting(0.9, "of SGD; the first of AdamW's two")
+    beta: float = _setting(0.99, "of AdamW's mean of squared gradients")
     head_lr: float = _setting(0.0, "largest learning rate of the other weights beside Muon's filters; 0 for lr")
     muon_lr: float = _setting(0.1, "largest learning rate of Muon, fraction of a filter's norm")
     muon_momentum: float = _setting(0.6, "of Muon")
     nesterov: bool = _setting(False, "Nesterov's momentum")
     weight_decay: float = _setting(0.0, "L2 penalty on weights of two or more dimensions")
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes")
+    ema: float = _setting(0.0, "what is tested and saved is a running mean of the weights, which keeps that share at a step; 0 for the weights themselves")
+    teacher: str = _setting("", "distillation: run folder whose net's logits are learnt beside the labels")
+    teacher_share: float = _setting(0.5, "of the teacher in the loss")
+    temperature: float = _setting(2.0, "of the teacher's and the net's softmax in that share")
+    views: int = _setting(1, "views of each test image whose logits are averaged: 2 with its mirror image, 6 with both shifted, too", VIEWS)
     schedule: str = _setting("cosine", "of the learning rate", SCHEDULES)
     warmup: float = _setting(0.0, "epochs of linear rise to lr")
+    floor: float = _setting(0.0, "share of the largest rate that the linear and cosine schedules end at")
     step_epochs: int = _setting(10, "epochs between falls of the step schedule")
     factor: float = _setting(0.1, "what the step and plateau schedules multiply by")
     patience: int = _setting(5, "epochs without a better training loss before plateau falls")
@@ -69,12 +78,19 @@ class Recipe:
     erase: int = _setting(0, "side of the erased square, pixels")
     erase_fill: str = _setting("mean", "mean: the mean colour; offset: the mean as a normalised value", ("mean", "offset"))
     grey_p: float = _setting(0.0, "probability of a grey image")
+    brightness: float = _setting(0.0, "largest change of brightness, fraction")
+    contrast: float = _setting(0.0, "largest change of contrast, fraction")
+    saturation: float = _setting(0.0, "largest change of saturation, fraction")
+    sharpness: float = _setting(0.0, "largest change of sharpness, fraction")
+    mixup: float = _setting(0.0, "largest share of a partner that is mixed into an image, 0 to 0.5")
+    cutmix: float = _setting(0.0, "probability of a rectangle from a partner instead")
+    mix_ramp: float = _setting(0.0, "epochs in which mixup and cutmix grow to their full strength")
 
     def __post_init__(self):
         for setting in fields(self):
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
             if choices and value not in choices:
-                raise InputError(f"--{flag(setting.name)} {value}: choose one of {', '.join(choices)}")
+                raise InputError(f"--{flag(setting.name)} {value}: choose one of {', '.join(map(str, choices))}")
         for name in ("epochs", "batch_size", "runs", "step_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give 1 or more")
@@ -85,11 +101,20 @@ class Recipe:
             raise InputError("--limit and --seed: give 0 or more, and seeds below 2**32")
         if self.nesterov and not self.momentum:
             raise InputError("--nesterov needs --momentum above 0")
-        self.policy()
+        for name in ("ema", "floor", "teacher_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{flag(name)} {getattr(self, name)}: give a share from 0 to 1")
+        if self.temperature <= 0:
+            raise InputError(f"--temperature {self.temperature}: give a number above 0")
+        self.policy(), self.mixing()
 
     def policy(self) -> Policy:
         """What the pipeline does to the training images."""
         return Policy(self.flip, self.translate, self.padding, self.cutout)
+
+    def mixing(self) -> Mixing:
+        """What is mixed behind the batch stage."""
+        return Mixing(self.mixup, self.cutmix)
 
     def extra(self, mean: tuple[float, ...]) -> Extra:
         """What the batch stage does behind it; `mean` is the store's, fractions of 1."""

@@ -14,7 +14,7 @@ from train import checkpoint
 from train.loop import Training
 from train.recipe import Recipe
 
-STATE = {"net", "optimiser", "scaler", "plateau", "random", "history", "seconds", "epoch", "step", "losses", "right", "seen", "epoch_seconds", "recipe"}
+STATE = {"net", "optimiser", "scaler", "average", "plateau", "random", "history", "seconds", "epoch", "step", "losses", "right", "seen", "epoch_seconds", "recipe"}
 
 
 def read(folder: Path) -> dict:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 import nets
 import pipelines
@@ -16,8 +17,9 @@ from pipelines import data, stage
 from pipelines.errors import InputError
 from pipelines.plan import PLAIN, balanced
 from pipelines.store import Store, replacing
-from train import checkpoint, events, report
-from train.loop import DTYPES, Training, precision_of
+from train import checkpoint, events, report, result
+from train.device import DTYPES, precision_of
+from train.loop import Training
 from train.machine import commit, hardware, versions
 from train.recipe import Recipe
 from train.resume import go_on, kept_lines
@@ -70,11 +72,12 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     summary = summarise(recipe, training, store, name)
     described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
     identity = {"net": recipe.net, "norm": recipe.norm, **described}
-    checkpoint.save_model(out / "model.safetensors", training.net, identity)
+    checkpoint.save_model(out / "model.safetensors", training.finished, identity)
     report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))
     summary["seconds"] = watch.report()
     write_json(out / "summary.json", summary)
-    held = "" if not recipe.held_out else f" ({summary['tested_on']})"
+    notes = [summary["tested_on"]] * (summary["tested_on"] != "test") + ["taught"] * summary["taught"]
+    held = f" ({', '.join(notes)})" if notes else ""
     say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{held} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
     return summary
 
@@ -104,7 +107,17 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     net = nets.load(recipe.net, len(store.classes), **options)
     if earlier is not None:
         return earlier.restart(recipe, net, loader, test, watch)
-    return Training(recipe, net, loader, test, device, watch)
+    return Training(recipe, net, loader, test, device, watch, teacher(recipe, store))
+
+
+def teacher(recipe: Recipe, store: Store) -> nn.Module | None:
+    """The net of the run folder that `recipe.teacher` names. Raises `InputError` where it knows other classes or takes other images."""
+    if not recipe.teacher:
+        return None
+    model = result.model(recipe.teacher)
+    if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
+        raise InputError(f"--teacher {recipe.teacher}: trained on other classes or images than {store.path}: train one on these")
+    return model.net
 
 
 def split(recipe: Recipe, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -145,9 +158,16 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
         "epochs": recipe.epochs,
         "train_accuracy": last["train_accuracy"],
         "test_accuracy": last["test_accuracy"],
-        "tested_on": f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test",
+        "tested_on": tested_on(recipe),
+        "taught": bool(recipe.teacher),
         "images_per_second": round(float(np.median([line["images_per_second"] for line in training.history])), 1),
     }
+
+
+def tested_on(recipe: Recipe) -> str:
+    """What the test accuracy is of: images, and their views where there are several. Figures that differ in it are not compared."""
+    images = f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test"
+    return images if recipe.views == 1 else f"{images}, the mean of {recipe.views} views"
 
 
 def dataset_name(store: Store) -> str:

@@ -11,7 +11,8 @@ import nets
 import pipelines
 from pipelines.errors import InputError, reason
 from train.interval import Interval
-from train.loop import Diverged, device_of
+from train.device import device_of
+from train.loop import Diverged
 from train.recipe import Recipe
 from train.resume import read, recipe_of
 from train.run import Kept, folder, train_once, write_json

@@ -17,10 +17,14 @@ def schedule(recipe: Recipe) -> Schedule:
         "constant": lambda t: 1.0,
         "plateau": lambda t: 1.0,
         "step": lambda t: recipe.factor ** (t // recipe.step_epochs),
-        "linear": lambda t: 1 - _share(t, recipe),
-        "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * _share(t, recipe))),
+        "linear": lambda t: falling(1 - _share(t, recipe)),
+        "cosine": lambda t: falling(0.5 * (1 + math.cos(math.pi * _share(t, recipe)))),
     }
     shape = shapes[recipe.schedule]
+
+    def falling(rest: float) -> float:
+        return recipe.floor + (1 - recipe.floor) * rest
+
     return lambda t: (t / recipe.warmup if t < recipe.warmup else 1.0) * shape(t)
 
 

@@ -1,0 +1,153 @@
+"""What a batch is trained towards, and what is tested in the end: mixed and taught targets, the mean of the weights, views."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from conftest import make_store
+from pipelines.errors import InputError
+from pipelines.mixing import Targets
+from train.average import Average
+from train.checkpoint import load
+from train.evaluate import seen
+from train.objective import cross_entropy, distillation
+from train.optim import optimiser
+from train.recipe import Recipe
+from train.result import model
+from train.runs import train
+from train.schedule import schedule
+
+SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32")
+
+
+def quiet(*_):
+    pass
+
+
+def test_mixed_cross_entropy_is_that_of_soft_labels():
+    torch.manual_seed(0)
+    logits, labels, partners, share = torch.randn(6, 10), torch.arange(6), torch.arange(6) + 3, torch.rand(6)
+    soft = (1 - share)[:, None] * F.one_hot(labels, 10) + share[:, None] * F.one_hot(partners, 10)
+    for smoothing in (0.0, 0.2):
+        ours = cross_entropy(logits, Targets(labels, partners, share), smoothing)
+        torch.testing.assert_close(ours, F.cross_entropy(logits, soft, label_smoothing=smoothing))
+    torch.testing.assert_close(cross_entropy(logits, Targets(labels), 0.1), F.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
+def test_distillation_is_nought_for_the_teachers_own_logits():
+    torch.manual_seed(0)
+    logits, taught = torch.randn(6, 10, requires_grad=True), torch.randn(6, 10)
+    assert abs(distillation(taught + 5.0, taught, 2.0)) < 1e-6
+    student, teacher = (logits / 3).softmax(1), (taught / 3).softmax(1)
+    expected = 9 * (teacher * (teacher.log() - student.log())).sum(1).mean()
+    torch.testing.assert_close(distillation(logits, taught, 3.0), expected)
+
+
+def test_the_running_mean_is_torchs_after_its_start():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    average = Average(net, 0.5)
+    expected = {name: value.clone() for name, value in net.state_dict().items()}
+    for i in range(20):
+        net(torch.randn(2, 3, 5, 5))
+        with torch.no_grad():
+            net[0].weight.add_(1.0)
+        average.update()
+        decay = min(0.5, (1 + i) / (10 + i))
+        for name, value in net.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
+    for name, value in average.net.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    other = Average(net, 0.5)
+    other.load_state_dict(average.state_dict())
+    assert other.updates == 20 and all(torch.equal(a, b) for a, b in zip(other.net.parameters(), average.net.parameters()))
+
+
+def test_views_are_means_of_moved_images():
+    torch.manual_seed(0)
+    weights = torch.randn(3 * 64, 5)
+    images = torch.randn(4, 3, 8, 8)
+
+    def net(batch):
+        return batch.flatten(1) @ weights
+
+    two = (net(images) + net(images.flip(-1))) / 2
+    torch.testing.assert_close(seen(net, images, 1), net(images))
+    torch.testing.assert_close(seen(net, images, 2), two)
+    padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"))
+    moved = [padded[:, :, i : i + 8, i : i + 8] for i in (0, 2)]
+    shifted = sum(net(m) + net(m.flip(-1)) for m in moved) / 4
+    torch.testing.assert_close(seen(net, images, 6), (two + shifted) / 2)
+
+
+def test_adamw_is_torchs_without_decay_for_norms():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    made = optimiser(net, Recipe(optimiser="adamw", lr=0.003, weight_decay=0.1, beta=0.98))
+    assert isinstance(made, torch.optim.AdamW) and made.defaults["betas"] == (0.9, 0.98)
+    assert [(len(g["params"]), g["weight_decay"], g["initial_lr"]) for g in made.param_groups] == [(1, 0.1, 0.003), (3, 0.0, 0.003)]
+
+
+def test_muon_leaves_depthwise_filters_to_the_rest():
+    net = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 8, 3, groups=8, bias=False), nn.Linear(8, 2, bias=False))
+    groups = optimiser(net, Recipe(optimiser="muon")).param_groups
+    assert [[tuple(p.shape) for p in g["params"]] for g in groups] == [[(8, 1, 3, 3), (2, 8)], [(8, 4, 1, 1)]]
+
+
+def test_schedules_end_at_their_floor():
+    for kind in ("linear", "cosine"):
+        made = schedule(Recipe(schedule=kind, epochs=10, warmup=2, floor=0.1))
+        assert made(10) == pytest.approx(0.1) and made(2) == pytest.approx(1) and made(1) == pytest.approx(0.5, abs=0.05)
+        assert made(6) == pytest.approx(0.55)
+
+
+def test_the_mean_of_the_weights_is_what_is_saved_and_tested(store, tmp_path):
+    summary = train(Recipe(**SMALL, ema=0.5, views=2, data=str(store.path), out=str(tmp_path / "a")), "", quiet)
+    state, saved = load(tmp_path / "a" / "checkpoint.pt"), model(tmp_path / "a")
+    assert all(torch.equal(value, state["average"]["net"][name]) for name, value in saved.net.state_dict().items())
+    assert not torch.equal(state["net"]["stem.0.0.weight"], state["average"]["net"]["stem.0.0.weight"])
+    assert summary["tested_on"] == "test, the mean of 2 views"
+    images = saved.inputs(np.asarray(store.images("test")))
+    with torch.no_grad():
+        right = seen(saved.net, images, 2).argmax(1).numpy() == store.labels("test")
+    assert summary["test_accuracy"] == pytest.approx(right.mean())
+
+
+def test_a_teacher_is_learnt_from(store, tmp_path):
+    """With all of the loss from the teacher and none from the labels, the net comes to say what the teacher says."""
+    taught = train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "teacher")), "", quiet)
+    assert taught["taught"] is False
+    common = dict(SMALL, epochs=30, lr=0.05, momentum=0.9, teacher=str(tmp_path / "teacher"), teacher_share=1.0, flip="none", translate=0, data=str(store.path))
+    said = []
+    summary = train(Recipe(**common, seed=3, out=str(tmp_path / "student")), "", said.append)
+    assert summary["taught"] is True and "(taught)" in said[-1]
+    teacher, student = model(tmp_path / "teacher"), model(tmp_path / "student")
+    images = np.asarray(store.images("train"))
+    apart = distillation(student.logits(images), teacher.logits(images), 1.0)
+    before = distillation(model_with_other_weights(student).logits(images), teacher.logits(images), 1.0)
+    assert apart < before / 2
+
+
+def model_with_other_weights(made):
+    from dataclasses import replace
+
+    import nets
+
+    torch.manual_seed(9)
+    return replace(made, net=nets.load(made.name).eval())
+
+
+def test_a_teacher_of_other_classes_is_refused(store, tmp_path):
+    other = make_store(tmp_path / "other.safetensors", classes=7)
+    train(Recipe(**{**SMALL, "epochs": 1}, data=str(other.path), out=str(tmp_path / "teacher")), "", quiet)
+    with pytest.raises(InputError, match="teacher.*other classes"):
+        train(Recipe(**SMALL, teacher=str(tmp_path / "teacher"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
+    with pytest.raises(InputError, match="no such folder|no model"):
+        train(Recipe(**SMALL, teacher=str(tmp_path / "nothing"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
+
+
+@pytest.mark.parametrize("wrong", [{"ema": 1.5}, {"floor": -0.1}, {"teacher_share": 2.0}, {"temperature": 0.0}, {"views": 3}, {"mixup": 0.7}])
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(InputError):
+        Recipe(**wrong)
