@@ -29,7 +29,7 @@ from train.device import device_of  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 
 HEADER = ["pipeline", "ms a step", *PARTS, "data share", "if data were free", "fixed batch", "host waits", "first step", "marking"]
-COLOURS = dict(zip(PARTS, ("#cc3311", "#4477aa", "#66ccee", "#228833", "#bbbbbb")))  # Tol's, as in train/report.py
+COLOURS = dict(zip(PARTS, ("#cc3311", "#4477aa", "#66ccee", "#228833", "#bbbbbb")))  # Tol's, as in train/figures.py
 
 
 @dataclass
@@ -133,7 +133,7 @@ def _ms(seconds: float) -> str:
 
 def chart(results: list[dict], title: str, path: str) -> None:
     """Bars: ms a step by part, and the share of data beside each."""
-    from train.report import plt, save
+    from train.figures import plt, save
 
     shown = [r for r in results if "missing" not in r][::-1]
     figure, axes = plt.subplots(figsize=(10, 0.55 * len(shown) + 1.9))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from train.report import save
+from train.figures import save
 
 LABELS = {  # how a row is called in a picture
     "resident": "Tenfold resident",

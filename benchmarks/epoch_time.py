@@ -119,7 +119,7 @@ def chart(results: list[dict], title: str, path: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from train.report import save
+    from train.figures import save
 
     shown = [r for r in results if "missing" not in r]
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.55 * len(shown) + 1.6))

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 from train.interval import Interval, p_at_least
-from train.report import TEST, TRAIN, plt, save
+from train.figures import TEST, TRAIN, plt, save
 
 COLOURS = (TEST, TRAIN, "#999933", "#aa3377", "#228833", "#66ccee")
 INTERVALS = ("accuracy", "seconds", "wall_seconds")

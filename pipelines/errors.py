@@ -1,5 +1,6 @@
 """Errors that a person can mend: one line that names the thing and the remedy."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ def reason(error: Exception) -> str:
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command line; an `InputError` becomes one line on stderr and exit code 2, Ctrl-C 130."""
+    """Run a command line; an `InputError` becomes one line on stderr and exit code 2, Ctrl-C 130, and a reader that left (`| head`) 1."""
     try:
         command()
     except InputError as error:
@@ -37,4 +38,7 @@ def exit_code(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
+        return 1
     return 0

@@ -78,6 +78,10 @@ def test_a_run_of_another_version_and_hostile_names(run_folder, tmp_path):
     assert "\x1b" not in text(runs) and "script" not in Page(html(runs)).tags
 
 
+def test_runs_are_called_by_their_folders():
+    assert compare.names(["runs/a", "runs/b/"]) == ["a", "b"] and compare.names(["x/a", "y/a"]) == ["x/a", "y/a"]
+
+
 def test_what_is_no_run_is_one_line(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         compare.main([str(tmp_path / "nothing")])

@@ -1,6 +1,9 @@
 """The page of a run: that it stands alone, and that its pictures show what they say."""
 
 import math
+import shutil
+from copy import copy
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,10 +15,10 @@ import nets
 import pipelines
 from conftest import make_store
 from pipelines.errors import InputError
-from train import page, report, result
+from train import figures, page, report, result
 from train.charts import Line, chart, thinned, ticks
 from train.evaluate import Outcome
-from train.gallery import mistakes, seen, sheet, tinted
+from train.gallery import explained, mistakes, seen, sheet, sheet_of, tinted
 from train.gradcam import heat
 from train.recipe import Recipe
 from train.runs import train
@@ -77,7 +80,7 @@ def test_names_from_outside_cannot_write_html():
 def test_the_page_shows_every_lap_and_what_is_left():
     text = page.times({"setup": 1.0, "compile": 0.5, "train": 6.0, "eval": 2.0, "final_eval": 1.0, "total": 10.0})
     Page(text)
-    assert all(f"<th><span class=key style=\"color:{colour}\"></span>{name}</th>" in text for name, (_, colour, _) in page.LAPS.items())
+    assert all(f"<th class=n><span class=key style=\"color:{colour}\"></span>{name}</th>" in text for name, (_, colour, _) in page.LAPS.items())
     assert "0.50 s" in text and "60.0%" in text and page.times(None) == ""
 
 
@@ -87,17 +90,51 @@ def test_many_classes_are_a_picture():
     assert made.tags.count("img") == 1 and "td" not in made.tags
 
 
-def test_a_net_without_mistakes_has_a_page(run, store):
-    out, _ = run
+def test_a_net_without_mistakes_has_a_page(run, store, tmp_path):
+    out, summary = run
     right = store.labels("test")
-    assert "None." in mistakes(outcome_of(right, right), store.images("test"), result.model(out))
+    same = outcome_of(right, right)
+    assert explained(same, store.images("test"), result.model(out)) == [] and "None." in mistakes(same, [])
+    report.write(shutil.copytree(out, tmp_path / "run"), summary, result.lines(out, "metrics.jsonl"), same, store, store.images("test"))
+    assert "None." in (tmp_path / "run" / "report.md").read_text() and not (tmp_path / "run" / "mistakes.png").exists()
+
+
+class Flat(nn.Module):
+    """A net that has no feature maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, images_NCHW):
+        return self.linear(images_NCHW.flatten(1))
+
+
+def test_a_net_without_feature_maps_has_a_page(run, store):
+    out, _ = run
+    model = replace(result.model(out), net=Flat().eval())
+    wrong = outcome_of(store.labels("test"), (store.labels("test") + 1) % 10)
+    found = explained(wrong, store.images("test"), model)
+    assert Page(mistakes(wrong, found)).tags.count("img") == len(found) == 11 and "no feature maps" in mistakes(wrong, found)
+    figures.plt.close(figures.reasons(found))
+
+
+def test_any_class_name_can_be_drawn(run, store, tmp_path, capsys, recwarn):
+    out, summary = run
+    names = ("$a$", "$\\frac$", "a|b", "<b>", "猫", "\x1b[31m", *"efgh")
+    named = copy(store)
+    named.classes = names
+    wrong = outcome_of(store.labels("test"), (store.labels("test") + 1) % 10)
+    report.write(shutil.copytree(out, tmp_path / "run"), summary, result.lines(out, "metrics.jsonl"), wrong, named, store.images("test"))
+    assert "猫" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8") and "<b>" not in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert not capsys.readouterr().err and not recwarn.list
 
 
 def test_without_matplotlib_the_page_is_still_written(run, store, tmp_path, monkeypatch, capsys):
     out, summary = run
     for name in ("model.safetensors", "steps.jsonl"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
-    monkeypatch.setattr(report, "plt", None)
+    monkeypatch.setattr(figures, "plt", None)
     wrong = (store.labels("test") + 1) % 10
     report.write(tmp_path, summary, result.lines(out, "metrics.jsonl"), outcome_of(store.labels("test"), wrong), store, store.images("test"))
     assert "matplotlib" in capsys.readouterr().err and "![" not in (tmp_path / "report.md").read_text()
@@ -164,10 +201,18 @@ def test_the_sheet_shows_the_pixels_of_the_training(store):
     assert seen(Recipe(**SMALL, first_side=16), store, ids, 0).shape == (3, 16, 16, 3)
 
 
+def test_the_sheet_shows_what_was_mixed(store):
+    ids = np.arange(4)
+    plain, mixed = (seen(Recipe(**SMALL, flip="none", translate=0, cutout=0, mixup=share), store, ids, 0).astype(int) for share in (0.0, 0.5))
+    assert (np.abs(plain - mixed) > 2).any((1, 2, 3)).sum() >= 3
+    pairs = mixed - plain  # each moved towards its neighbour
+    assert all(np.sign(pairs[i][np.abs(pairs[i]) > 2] * (plain[i ^ 1] - plain[i])[np.abs(pairs[i]) > 2]).min() >= 0 for i in range(4) if (np.abs(pairs[i]) > 2).any())
+
+
 def test_the_sheet_shows_only_what_was_trained_on(run, tmp_path):
     _, summary = run
     small = make_store(tmp_path / "s.safetensors", 4, 2)
-    text = sheet({**summary, "recipe": {**summary["recipe"], "limit": 2, "held_out": 1}}, small)
+    text = sheet(sheet_of({**summary, "recipe": {**summary["recipe"], "limit": 2, "held_out": 1}}, small))
     assert Page(text).tags.count("img") == 2 * 3
 
 

@@ -42,7 +42,7 @@ def run(store, tmp_path_factory):
 
 def test_run_folder_holds_what_the_design_says(run):
     out, summary = run
-    for name in ("metrics.jsonl", "checkpoint.pt", "model.safetensors", "curves.png", "mistakes.png", "confusion.png", "report.md"):
+    for name in ("metrics.jsonl", "checkpoint.pt", "model.safetensors", "curves.png", "mistakes.png", "confusion.png", "reasons.png", "seen.png", "report.md", "report.html"):
         assert (out / name).stat().st_size > 0, name
     written = json.loads((out / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary)) and set(KEYS.split()) <= set(written)
@@ -202,6 +202,11 @@ def test_an_absent_library_is_one_line_that_says_what_to_do(store):
     code = hide + "from pipelines.errors import exit_code; from train.__main__ import main; sys.exit(exit_code(main))"
     done = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "make ffcv" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error_message():
+    done = subprocess.run(f"{sys.executable} -u -m train catalogue | head -c 1", shell=True, capture_output=True, text=True)
+    assert done.stdout == "|" and not done.stderr
 
 
 def test_unknown_flag_is_an_error():

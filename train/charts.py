@@ -36,7 +36,7 @@ def chart(title: str, lines: list[Line], x: str, y: str, show: Callable[[float],
         return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
 
     drawn = [*axes(wide, high, place, x, y, show), *(part for line in lines for part in stroke(line, place, x, show))]
-    legend = "".join(f'<span class="key {line.colour}">{escape(line.name)}</span>' for line in lines if line.name)
+    legend = "".join(f'<span class="key {line.colour}{" faint" if line.faint else ""}">{escape(line.name)}</span>' for line in lines if line.name)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
     return f"<figure><figcaption>{escape(title)}</figcaption>{svg}<div class=legend>{legend}</div></figure>"
 

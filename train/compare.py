@@ -32,9 +32,9 @@ class Run:
     metrics: list[list[dict]]
 
     @classmethod
-    def read(cls, folder: str) -> "Run":
+    def read(cls, folder: str | Path, name: str = "") -> "Run":
         places = result.seeds(folder)
-        return cls(str(Path(folder)), result.summary(folder), [result.summary(p) for p in places], [result.lines(p, "metrics.jsonl") for p in places])
+        return cls(name or str(Path(folder)), result.summary(folder), [result.summary(p) for p in places], [result.lines(p, "metrics.jsonl") for p in places])
 
     @property
     def accuracy(self) -> Interval:
@@ -142,9 +142,15 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def names(folders: list[str]) -> list[str]:
+    """What to call the runs: the folders' own names, or where two have one name, the paths."""
+    short = [Path(folder).resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(Path(folder)) for folder in folders]
+
+
 def main(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
-    runs = [Run.read(folder) for folder in given.runs]
+    runs = [Run.read(folder, name) for folder, name in zip(given.runs, names(given.runs))]
     print(text(runs))
     if given.html:
         with replacing(given.html) as temporary:

@@ -30,16 +30,17 @@ pre { background: var(--card); padding: .8rem 1rem; border-radius: 8px; white-sp
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1.2rem 2rem; align-items: start; }
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: .2rem; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 11.5px; fill: var(--soft); }
-.grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .faint { opacity: .35; stroke-width: 1; }
+.grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .line.faint { opacity: .35; stroke-width: 1; } .key.faint::before { opacity: .35; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .85rem; color: var(--soft); }
 .key::before { content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .4em; background: currentColor; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; } td, th { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-td.n, th.n { text-align: right; white-space: nowrap; } td { overflow-wrap: anywhere; }
+td.n, th.n { text-align: right; white-space: nowrap; } th.n:first-child { text-align: left; } td { overflow-wrap: anywhere; }
 .bar { display: flex; height: 1.5rem; border-radius: 6px; overflow: hidden; margin: .5rem 0; } .bar i { display: block; min-width: 1px; }
 .matrix td, .matrix th { border: 0; padding: .2rem .1rem; font-size: .8rem; text-align: center; }
 .matrix td { min-width: 1.9rem; height: 1.9rem; vertical-align: middle; border-radius: 3px; } .matrix th:first-child { text-align: right; padding-right: .5rem; }
 .matrix th { vertical-align: bottom; font-weight: 500; } .matrix thead th span { writing-mode: vertical-rl; transform: rotate(180deg); }
+@media (max-width: 32rem) { .matrix td, .matrix th { font-size: .68rem; padding: .1rem 0; } .matrix td { min-width: 1.55rem; height: 1.55rem; } }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(11rem, 22%), 1fr)); gap: .8rem; }
 .card { background: var(--card); border-radius: 8px; padding: .6rem; font-size: .85rem; line-height: 1.35; }
 .card div { display: grid; grid-template-columns: repeat(3, 1fr); gap: 4px; margin-bottom: .4rem; }

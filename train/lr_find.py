@@ -76,23 +76,23 @@ def turns(factors: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
 
 def draw(path: Path, name: str, rates: np.ndarray, losses: np.ndarray, marks: dict[str, float], title: str) -> None:
     """Write the curve, with a line at each rate of `marks`, which says what it is; without matplotlib, a line on stderr."""
-    from train import report
+    from train import figures
 
-    if report.plt is None:
+    if figures.plt is None:
         print("matplotlib is not installed: the curve is not drawn", file=sys.stderr)
         return
     smooth = smoothed(losses)
-    figure, axes = report.plt.subplots(figsize=(7, 4.2))
-    axes.plot(rates, losses, color=report.TRAIN, alpha=0.3, lw=1)
-    axes.plot(rates, smooth, color=report.TRAIN, label="smoothed")
+    figure, axes = figures.plt.subplots(figsize=(7, 4.2))
+    axes.plot(rates, losses, color=figures.TRAIN, alpha=0.3, lw=1)
+    axes.plot(rates, smooth, color=figures.TRAIN, label="smoothed")
     for (text, rate), style in zip(marks.items(), (":", "--")):
-        axes.axvline(rate, color=report.TEST, lw=1.2, ls=style, label=f"{text}: {rate:.3g}")
+        axes.axvline(rate, color=figures.TEST, lw=1.2, ls=style, label=f"{text}: {rate:.3g}")
     margin = 0.25 * (smooth[0] - smooth.min())
     axes.set(xscale="log", xlabel=name, ylabel="cross-entropy of a step", ylim=(smooth.min() - margin, smooth[0] + 2 * margin), title=title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
-    report.save(path, figure)
+    figures.save(path, figure)
 
 
 def parser() -> argparse.ArgumentParser:

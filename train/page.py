@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.store import Store, replacing
+from pipelines.store import replacing
 from train import result
 from train.charts import Line, chart, thinned
 from train.document import document, picture, table
 from train.evaluate import Outcome
-from train.gallery import mistakes, sheet
+from train.gallery import Mistake, Sheet, mistakes, sheet
 
 NUMBERED = 30  # classes; more of them are a picture, not a table
 LAPS = {
@@ -21,23 +21,20 @@ LAPS = {
     "compile": ("compile", "var(--part)", "first batches, on which kernels are built"),
     "train": ("train", "var(--train)", "the training epochs, waiting for data included"),
     "eval": ("eval", "var(--test)", "passes over the test images"),
-    "other": ("other", "var(--rule)", "checkpoints, pictures, printing"),
+    "other": ("other", "var(--rule)", "checkpoints, metrics, printing; not this page"),
 }
 
 
-def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store: Store, images: np.ndarray) -> None:
-    """Write report.html into the run folder, which holds its model and `steps.jsonl` already.
-
-    images  those that `outcome` is of
-    """
+def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, classes: tuple[str, ...], found: list[Mistake], seen: Sheet) -> None:
+    """Write report.html into the run folder, which holds `steps.jsonl` already."""
     title = f"{summary['net']} on {summary['data']['name']}"
     parts = [
         head(title, summary),
         curves(history, result.lines(out, "steps.jsonl")),
         times(summary.get("seconds")),
-        confusion(outcome, store.classes),
-        mistakes(outcome, images, result.model(out)),
-        sheet(summary, store),
+        confusion(outcome, classes),
+        mistakes(outcome, found),
+        sheet(seen),
         repeat(summary),
     ]
     with replacing(out / "report.html") as temporary:
@@ -48,7 +45,7 @@ def head(title: str, summary: dict) -> str:
     """The figures that matter, large."""
     seconds = summary.get("seconds") or {}
     figures = [
-        (f"{summary['test_accuracy']:.2%}", f"test accuracy, on {summary.get('tested_on', 'test')}"),
+        (f"{summary['test_accuracy']:.2%}", f"test accuracy, on {tested_on(summary)}"),
         (f"{summary['train_accuracy']:.2%}", "train accuracy, measured while training"),
         (f"{summary['parameters']:,}", f"parameters, {summary['macs'] / 1e6:.1f}M multiply-adds an image"),
         (f"{summary['images_per_second']:,.0f}", "images/s in training, median epoch"),
@@ -57,6 +54,12 @@ def head(title: str, summary: dict) -> str:
     tiles = "".join(f"<div class=tile><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in figures)
     facts = f"{summary['epochs']} epochs through {summary['pipeline']}, {summary['precision']}, seed {summary['seed']}, on {summary['hardware']['device']}"
     return f"<h1>{escape(title)}</h1><p class=soft>{escape(facts)}</p><div class=tiles>{tiles}</div>"
+
+
+def tested_on(summary: dict) -> str:
+    """What the test accuracy is of."""
+    where = summary.get("tested_on", "test")
+    return f"the test images{where[4:]}" if where.startswith("test") else where
 
 
 def curves(history: list[dict], steps: list[dict]) -> str:
@@ -68,7 +71,7 @@ def curves(history: list[dict], steps: list[dict]) -> str:
         points = [(h["epoch"], h[f"{split}_{key}"]) for h in history if h[f"{split}_{key}"] is not None]
         return Line(split, split, points)
 
-    loss = chart("Loss", [Line("", "train", every, faint=True), line("train", "loss"), line("test", "loss")], "epoch", "cross-entropy", "{:.3g}".format, zero=True)
+    loss = chart("Loss", [Line("train, every step", "train", every, faint=True), line("train", "loss"), line("test", "loss")], "epoch", "cross-entropy", "{:.3g}".format, zero=True)
     accuracy = chart("Accuracy", [line("train", "accuracy"), line("test", "accuracy")], "epoch", "accuracy", lambda share: f"{100 * share:.4g}%")
     names = ["epoch", "lr", "train loss", "train accuracy", "test loss", "test accuracy", "images/s", "seconds"]
     rows = [
@@ -87,17 +90,22 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def spent(seconds: dict) -> dict[str, float]:
+    """Seconds of each lap, and of what is left."""
+    laps = {name: seconds[name] for name in LAPS if name in seconds}
+    return laps | {"other": max(seconds["total"] - sum(laps.values()), 0.0)}
+
+
 def times(seconds: dict | None) -> str:
     """Where the time went, as a bar; nothing where it is not known yet."""
     if not seconds:
         return ""
-    spent = {name: seconds[name] for name in LAPS if name in seconds}
-    spent["other"] = max(seconds["total"] - sum(spent.values()), 0.0)
-    total = sum(spent.values()) or 1.0
-    bar = "".join(f'<i style="width:{100 * s / total:.2f}%;background:{LAPS[name][1]}" title="{name} {s:.1f} s"></i>' for name, s in spent.items())
+    laps = spent(seconds)
+    total = sum(laps.values()) or 1.0
+    bar = "".join(f'<i style="width:{100 * s / total:.2f}%;background:{LAPS[name][1]}" title="{name} {s:.1f} s"></i>' for name, s in laps.items())
     keys = "".join(
-        f'<tr><th><span class=key style="color:{LAPS[name][1]}"></span>{name}</th><td class=n>{s:.2f} s</td><td class=n>{s / total:.1%}</td><td class=soft>{LAPS[name][2]}</td></tr>'
-        for name, s in spent.items()
+        f'<tr><th class=n><span class=key style="color:{LAPS[name][1]}"></span>{name}</th><td class=n>{s:.2f} s</td><td class=n>{s / total:.1%}</td><td class=soft>{LAPS[name][2]}</td></tr>'
+        for name, s in laps.items()
     )
     return f"<h2>Where the time went</h2><div class=bar>{bar}</div><div class=wide><table>{keys}</table></div>"
 
@@ -138,7 +146,6 @@ def matrix(shares: np.ndarray, counts: np.ndarray, classes: tuple[str, ...]) -> 
         rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
     note = "<small>per cent of each true class (row) by predicted class (column)</small>"
     return f"<div class=wide><table class=matrix><thead><tr><th></th>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
-
 
 
 def repeat(summary: dict) -> str:

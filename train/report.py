@@ -1,150 +1,77 @@
-"""What a person looks at: curves, confusion matrix, wrong predictions, and a page that shows them.
+"""What a person looks at: a page that stands alone, the same as Markdown, and the pictures beside it.
 
 Without matplotlib there is the page alone, and a line on stderr that says so.
 """
 
-from __future__ import annotations  # plt.Figure is not looked up, as plt may be None
-
 import sys
+from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.store import Store, replacing
-from train import page
+from train import figures, page, result
 from train.evaluate import Outcome
-from train.gallery import wrong_ones
-
-try:
-    import matplotlib
-
-    matplotlib.use("Agg")  # no screen is asked for
-    import matplotlib.pyplot as plt
-except ImportError:  # a borrowed GPU's image may lack it, and a training is worth more than its pictures
-    plt = None
-
-TRAIN, TEST = "#4477aa", "#cc3311"  # told apart by colour-blind eyes too (Tol, "Colour schemes", 2021)
-GALLERY = 40  # wrong predictions shown
+from train.gallery import explained, legend, sheet_of
 
 
 def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store: Store, images: np.ndarray) -> None:
-    """Write curves.png, confusion.png, mistakes.png, report.md and report.html into the run folder.
+    """Write report.md and its pictures, and report.html, into the run folder, which holds its model already.
 
     images  uint8[N,H,W,C], those that `outcome` is of
     """
-    data, text = summary["data"]["name"], markdown(summary, history, outcome, store)
-    if plt is None:
+    found, seen = explained(outcome, images, result.model(out)), sheet_of(summary, store)
+    data, text = summary["data"]["name"], markdown(summary, history, outcome, store.classes, legend(outcome, found[: figures.REASONS]))
+    if figures.plt is None:
         print("matplotlib is not installed: the report has no pictures", file=sys.stderr)
         text = "\n".join(line for line in text.split("\n") if not line.startswith("!["))
     else:
-        save(out / "curves.png", curves(history, f"{summary['net']} on {data}"))
-        save(out / "confusion.png", confusion(outcome.confusion(len(store.classes)), store.classes, data))
-        save(out / "mistakes.png", mistakes(images, outcome, store.classes, data))
+        figures.save(out / "curves.png", figures.curves(history, f"{summary['net']} on {data}"))
+        figures.save(out / "confusion.png", figures.confusion(outcome.confusion(len(store.classes)), store.classes, data))
+        for name in ("mistakes.png", "reasons.png"):  # an earlier run's
+            (out / name).unlink(missing_ok=True)
+        if found:
+            figures.save(out / "mistakes.png", figures.mistakes(images, outcome, store.classes, data))
+            figures.save(out / "reasons.png", figures.reasons(found))
+        figures.save(out / "seen.png", figures.sheet(seen, data))
     with replacing(out / "report.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    page.write(out, summary, history, outcome, store, images)
+    page.write(out, summary, history, outcome, store.classes, found, seen)
 
 
-def save(path: Path, figure: plt.Figure) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
-
-
-def curves(history: list[dict], title: str) -> plt.Figure:
-    """Loss and accuracy of both splits against the epoch."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    for split, colour in (("train", TRAIN), ("test", TEST)):
-        lines = [line for line in history if line[f"{split}_loss"] is not None]  # not every epoch is tested
-        epochs, loss, accuracy = ([line[key] for line in lines] for key in ("epoch", f"{split}_loss", f"{split}_accuracy"))
-        left.plot(epochs, loss, "o-", ms=3, color=colour)
-        right.plot(epochs, [100 * a for a in accuracy], "o-", ms=3, color=colour, label=f"{split}, last {accuracy[-1]:.1%}")
-    left.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="accuracy (%)")
-    right.legend(frameon=False, loc="lower right")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title)
-    return figure
-
-
-def confusion(table: np.ndarray, classes: tuple[str, ...], data: str) -> plt.Figure:
-    """Share of each true class (row) by predicted class (column); numbers where they can be read."""
-    count = len(classes)
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = min(max(4.5, 0.62 * count), 16)
-    figure, axes = plt.subplots(figsize=(side, side))
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, % of each true class\n{data}, {table.sum():,} images")
-    if count <= 30:
-        axes.set_xticks(range(count), classes, rotation=45, ha="right")
-        axes.set_yticks(range(count), classes)
-        for i, j in np.ndindex(table.shape):
-            if shares[i, j] >= 0.005:
-                axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=9, color="white" if shares[i, j] > 0.5 else "black")
-    return figure
-
-
-def mistakes(images: np.ndarray, outcome: Outcome, classes: tuple[str, ...], data: str) -> plt.Figure:
-    """The first wrong predictions, spread over the test split. images uint8[N,H,W,C]."""
-    shown, count = wrong_ones(outcome, GALLERY), int((outcome.predicted != outcome.true).sum())
-    columns = 8
-    rows = max(1, -(-len(shown) // columns))
-    figure, grid = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.75 * rows + 0.6), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, i in zip(grid.flat, shown):
-        axes.imshow(images[i].squeeze(), cmap="gray" if images.shape[-1] == 1 else None, interpolation="nearest")
-        predicted, true = classes[outcome.predicted[i]], classes[outcome.true[i]]
-        axes.set_title(f"{predicted}\n", fontsize=9, color=TEST, pad=2)
-        axes.text(0.5, 1.03, f"is {true}", transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color="0.3")
-    figure.suptitle(f"{count:,} of {len(outcome.true):,} wrong: predicted (red) and true class, {data}", y=0.995)
-    figure.tight_layout(rect=(0, 0, 1, 0.99))
-    return figure
-
-
-def percent(accuracy: float | None) -> str:
-    return "" if accuracy is None else f"{accuracy:.2%}"
-
-
-def markdown(summary: dict, history: list[dict], outcome: Outcome, store: Store) -> str:
-    """The run as Markdown."""
+def markdown(summary: dict, history: list[dict], outcome: Outcome, classes: tuple[str, ...], mistakes: str) -> str:
+    """The run as Markdown. `mistakes` says what the pictures of them show."""
+    seconds, data = summary["seconds"], summary["data"]
+    confused = [f"- {escape(true)} taken for {escape(predicted)}: {count:,} images" for true, predicted, count in page.confused(outcome, classes)]
     lines = [
-        f"# {summary['net']} on {summary['data']['name']}",
-        "",
-        f"**Test accuracy {summary['test_accuracy']:.2%}**, train accuracy {summary['train_accuracy']:.2%} (as it trained, augmentation included), "
-        f"{summary['parameters']:,} parameters, {summary['macs'] / 1e6:.1f}M multiply-adds an image.",
-        "",
+        f"# {summary['net']} on {escape(data['name'])}",
+        f"**Test accuracy {summary['test_accuracy']:.2%}** on {page.tested_on(summary)}, train accuracy {summary['train_accuracy']:.2%} (as it trained, "
+        f"augmentation included), {summary['parameters']:,} parameters, {summary['macs'] / 1e6:.1f}M multiply-adds an image.",
         f"Pipeline `{summary['pipeline']}`, {summary['images_per_second']:,.0f} images/s in training (median epoch), {summary['precision']}, "
         f"on {summary['hardware']['device']} ({summary['hardware']['threads']} threads).",
-        "",
+        "The same with everything that can be pointed at: [report.html](report.html), one page that stands alone.",
         "![curves](curves.png)",
-        "",
-        "| epoch | lr | train loss | train | test | images/s | seconds |",
-        "| --: | --: | --: | --: | --: | --: | --: |",
-        *(
-            f"| {h['epoch']} | {h['lr']:.4g} | {h['train_loss']:.4f} | {h['train_accuracy']:.2%} | {percent(h['test_accuracy'])} "
-            f"| {h['images_per_second']:,.0f} | {h['seconds']:.1f} |"
-            for h in history
-        ),
-        "",
+        "\n".join(["| epoch | lr | train loss | train | test | images/s | seconds |", "| --: | --: | --: | --: | --: | --: | --: |", *map(row, history)]),
+        "## Where the time went",
+        "\n".join(["| | seconds | |", "| --- | --: | --- |", *(f"| {name} | {s:.2f} | {page.LAPS[name][2]} |" for name, s in page.spent(seconds).items())]),
         "## What it confuses",
-        "",
-        *(f"- {true} taken for {predicted}: {count} images" for true, predicted, count in page.confused(outcome, store.classes)),
-        "",
+        "\n".join(confused),
         "![confusion](confusion.png)",
-        "",
-        "![mistakes](mistakes.png)",
-        "",
+        "## Its mistakes",
+        *(["![mistakes](mistakes.png)", mistakes, "![reasons](reasons.png)"] if mistakes else ["None."]),
+        "## What the net sees",
+        "![seen](seen.png)",
         "## To repeat it",
-        "",
-        "```",
-        summary["command"],
-        "```",
-        "",
+        f"```\n{summary['command']}\n```",
         f"Commit {summary['commit']}, seed {summary['seed']}, " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + ".",
-        "",
+        "\n".join([f"Data: {escape(data['name'])}, {data['encoding']}, sha256", "", *(f"- {name}: `{digest}`" for name, digest in sorted(data["sha256"].items()))]),
+        "All settings: " + ", ".join(f"{name} {value}".rstrip() for name, value in summary["recipe"].items()) + ".",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def row(h: dict) -> str:
+    """An epoch's row of the table."""
+    tested = "" if h["test_accuracy"] is None else f"{h['test_accuracy']:.2%}"
+    figures_of_it = (f"{h['lr']:.4g}", f"{h['train_loss']:.4f}", f"{h['train_accuracy']:.2%}", tested, f"{h['images_per_second']:,.0f}", f"{h['seconds']:.1f}")
+    return f"| {h['epoch']} | {' | '.join(figures_of_it)} |"

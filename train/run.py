@@ -73,6 +73,8 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
     identity = {"net": recipe.net, "norm": recipe.norm, **described}
     checkpoint.save_model(out / "model.safetensors", training.finished, identity)
+    summary["seconds"] = watch.report()  # for the page; the summary's count the page, too
+    write_json(out / "summary.json", summary)  # whatever becomes of the pictures
     report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))
     summary["seconds"] = watch.report()
     write_json(out / "summary.json", summary)
