@@ -31,7 +31,9 @@ from random import Random
 
 sys.dont_write_bytecode = True  # a late import writes nothing
 
-from fuzz_readers import READERS, good_cases, prepare  # noqa: E402
+import torch  # noqa: E402
+
+from fuzz_readers import READERS, prepare  # noqa: E402
 from pipelines.errors import InputError  # noqa: E402
 
 GOOD_ENDS = ("read", "refused")
@@ -201,6 +203,7 @@ def run(seed: int, cases: range, say=print) -> dict:
     """Run cases and count how they end. The result is plain values."""
     began, results, failures = time.monotonic(), Counter(), []
     slowest, at = (0.0, -1), cases.start
+    torch.set_num_threads(1)  # threads do not survive a fork
     room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=room, prefix="fuzz-") as folder:
         prepare(Path(folder))
@@ -239,6 +242,7 @@ def subprocess_run(cases: int, seed: int = 0) -> dict:
 def replay(seed: int, case: int) -> None:
     """One case, loudly; its files stay."""
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{seed}-{case}-"))
+    torch.set_num_threads(1)
     prepare(folder)
     (box := folder / "box").mkdir()
     (_, reader, how, outcome, said, seconds), *_ = run_worker(seed, range(case, case + 1), box, loud=True)

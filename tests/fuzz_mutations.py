@@ -14,13 +14,16 @@ import pickletools
 import tarfile
 import zipfile
 import zlib
+from copy import deepcopy
 from functools import cache
 from random import Random
+
+import torch
 
 from pipelines.store import BLANK
 
 NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 511, 512, 513, 4095, 65535, 65536, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-TEXTS = ("", " ", "0", "-1", "NaN", "1e999", "1_0", "\u0663", "\ud800", "\0", "a\nb", "\x1b[31m", "../ran", "/ran", "x" * 5000, "[]", "{}", "null", "9" * 5000)
+TEXTS = ("", " ", "0", "-1", "NaN", "1e999", "1_0", "\u0663", "\ud800", "\0", "a\nb", "\x1b[31m", "../ran", "/ran", "x" * 5000, "<script>ran()</script>", "'\"><img src=ran>", "[]", "{}", "null", "9" * 5000)
 DEEP = "\x02deep\x02"  # stands for a list in a list in a list ... where JSON text is made
 MEBI = 1 << 20
 
@@ -116,6 +119,46 @@ def edit(rng: Random, tree):
     else:
         node[key] = junk(rng)
     return held[0]
+
+
+def values(rng: Random, state: dict) -> dict:
+    """`edit` for a checkpoint's values: a tensor may also become one of another shape, type or content."""
+    places, walk = [], [state]
+    while walk:
+        node = walk.pop()
+        children = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
+        places += [(node, key) for key, _ in children if isinstance(node, (dict, list))]
+        walk += [child for _, child in children if isinstance(child, (dict, list, tuple))]
+    node, key = rng.choice(places)
+    if isinstance(node[key], torch.Tensor) and rng.random() < 0.6:
+        kinds = (torch.float64, torch.int64, torch.bfloat16, torch.uint8)
+        change = rng.choice(
+            (
+                lambda t: t.to(rng.choice(kinds)),
+                lambda t: t.flatten()[:-1],
+                lambda t: t.unsqueeze(0),
+                lambda t: torch.full_like(t, rng.choice((0, 1, 127))),
+                lambda t: t.float() * rng.choice((float("nan"), float("inf"), 1e30, -1.0)),
+                lambda t: torch.zeros(()),
+                lambda t: torch.zeros(rng.choice((0, 1, 7))),
+            )
+        )
+        node[key] = change(node[key])
+        return state
+    action = rng.randrange(5)
+    if action == 0:
+        del node[key]
+    elif action == 1 and isinstance(node, dict):
+        node[rng.choice((*TEXTS, 0, 1, 99))] = node.pop(key)
+    elif action == 2:
+        other, name = rng.choice(places)
+        if isinstance(other, dict) and name in other or isinstance(other, list) and name < len(other):
+            node[key] = deepcopy(other[name])
+    elif action == 3 and type(node[key]) in (int, float):
+        node[key] += rng.choice((-1, 1, 8, -node[key] * 2))
+    else:
+        node[key] = rng.choice((junk(rng), (), (1, 2), b"x", torch.zeros(2)))
+    return state
 
 
 def text_of(tree) -> str:

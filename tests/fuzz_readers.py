@@ -9,9 +9,12 @@ import io
 import json
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 
@@ -21,14 +24,18 @@ from PIL import Image
 from torch import nn
 
 import fuzz_mutations as spoilt
+import nets
+from pipelines import reference
 from pipelines.__main__ import describe
 from pipelines.convert import convert
 from pipelines.sources import find
 from pipelines.store import Store
 from test_sources import python2_pickle
-from train import checkpoint
+from train import checkpoint, compare, predict, result, resume
+from train.loop import Diverged, Training
 from train.recipe import Recipe
 from train.runs import earlier
+from train.stopwatch import Stopwatch
 
 CLASSES = ("ant", "bee")
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
@@ -87,12 +94,21 @@ def official_files(protocol: int) -> dict[str, bytes]:
 
 
 def net() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def training(store: Store) -> Training:
+    """Two epochs of two steps, the last batch of one image."""
+    recipe = replace(RECIPE, pipeline="reference", device="cpu", precision="fp32", epochs=2, batch_size=3, lr=0.01, cutout=0, translate=2)
+    loaders = [reference.open(store, split, batch_size=3, policy=recipe.policy(), seed=3) for split in ("train", "test")]
+    return Training(recipe, net(), *loaders, torch.device("cpu"), Stopwatch())
 
 
 # What sessions share: made by `prepare`, in a folder of their own, before anything is spoilt
 
 GOOD: dict[str, bytes] = {}
+STORE: list[Store] = []
+STATES: list[dict] = []  # of a training, after each step and epoch
 
 
 def prepare(folder: Path) -> None:
@@ -110,12 +126,26 @@ def prepare(folder: Path) -> None:
     state = {"net": trained.state_dict(), "optimiser": optimiser.state_dict(), "epoch": 2, "random": {"cpu": torch.get_rng_state()[:16].clone()}}
     torch.save({**state, "history": [{"epoch": 1, "loss": 0.5}], "plateau": None, "recipe": {"name": "", **asdict(RECIPE)}}, folder / "checkpoint.pt")
     checkpoint.save_model(folder / "model.safetensors", trained, {"net": "small", "classes": '["ant", "bee"]'})
-    for name in ("checkpoint.pt", "model.safetensors"):
+    described = {"classes": '["ant", "bee"]', "mean": "[0.5, 0.5, 0.5]", "std": "[0.25, 0.25, 0.25]"}
+    checkpoint.save_model(folder / "level1.safetensors", nets.load("level1", 2), {"net": "level1", "norm": "batch", **described, "height": "32", "width": "32"})
+    for name in ("checkpoint.pt", "model.safetensors", "level1.safetensors"):
         GOOD[name] = (folder / name).read_bytes()
     summary = {"schema": 1, "recipe": {"name": "", **asdict(RECIPE)}, "seed": 3, "epochs": 2, "train_accuracy": 0.5, "test_accuracy": 0.25, "seconds": {"train": 1.5}}
     diverged = {"diverged": "seed 3 diverged", "seed": 3, "epoch": 1, "step": 2, "recipe": {"name": "", **asdict(RECIPE)}}
+    figures = {"net": "level1", "parameters": 83368, "images_per_second": 999.5, "seconds": {"train": 1.5, "total": 2.0}, "command": "python -m train"}
+    about = {"data": {"name": "CIFAR-10", "sha256": {"test.images": "0"}}, "hardware": {"device": "cpu", "threads": 2}, "versions": {"torch": "2"}, "tested_on": "test"}
+    GOOD["run.json"] = json.dumps(summary | figures | about).encode()
+    several = {"seeds": [3, 4], "test_accuracies": [0.25, 0.25], "n": 2, "mean": 0.25, "deviation": 0.0, "low": 0.25, "high": 0.25, "diverged": []}
+    GOOD["runs.json"] = json.dumps(summary | figures | about | {"runs": several}).encode()
+    line = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.5, "test_loss": None, "test_accuracy": None, "images_per_second": 99.0, "seconds": 1.5}
+    GOOD["metrics.jsonl"] = b"".join(json.dumps(line | change).encode() + b"\n" for change in ({}, {"epoch": 2, "test_loss": 1.5, "test_accuracy": 0.25}))
+    GOOD["steps.jsonl"] = b"".join(json.dumps({"epoch": e, "step": k, "loss": 2.0}).encode() + b"\n" for e in (1, 2) for k in (1, 2))
     GOOD["summary.json"], GOOD["diverged.json"] = json.dumps(summary).encode(), json.dumps(diverged).encode()
     Image.init()
+    (folder / "a.safetensors").write_bytes(GOOD["raw"])
+    STORE.append(Store(folder / "a.safetensors"))
+    made = training(STORE[0])
+    made.run(lambda *_: STATES.append(deepcopy(made.state())), lambda: STATES.append(deepcopy(made.state())))
 
 
 # Sources: converted into a store, which is then verified
@@ -272,13 +302,40 @@ def read_checkpoint(folder: Path) -> None:
     assert len(repr(state)) < 1 << 20, "it grows when it is looked at"
 
 
+def make_resume(rng: Random) -> tuple[str, dict[str, bytes]]:
+    """A checkpoint that is whole, and holds what no training of ours would have written."""
+    state = {**deepcopy(rng.choice(STATES)), "recipe": {"name": "", **asdict(RECIPE)}}
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        state = spoilt.values(rng, state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    return "values", {"checkpoint.pt": file.getvalue()}
+
+
+def read_resume(folder: Path) -> None:
+    state = resume.read(folder)
+    resume.recipe_of(state, folder)
+    goes_on, lines = training(STORE[0]), []
+    resume.go_on(goes_on, state, folder)
+    try:
+        goes_on.run(lambda line, losses: lines.append((line, losses)))
+    except Diverged:  # weights may be any numbers
+        return
+    assert len(goes_on.history) == 2 and all(len(losses) == 2 for _, losses in lines), "epochs"
+    json.dumps(goes_on.history, allow_nan=False)
+
+
 def make_model(rng: Random) -> tuple[str, dict[str, bytes]]:
-    data = GOOD["model.safetensors"]
-    how = rng.choice(("header", "header", "bytes"))
-    return how, {"model.safetensors": spoilt.safetensors(rng, data) if how == "header" else spoilt.spoil(rng, data)}
+    name = rng.choice(("model.safetensors", "level1.safetensors"))
+    how, where = rng.choice(("header", "header", "bytes")), {"level1.safetensors": "run/model.safetensors"}.get(name, name)
+    return how, {where: spoilt.safetensors(rng, GOOD[name]) if how == "header" else spoilt.spoil(rng, GOOD[name])}
 
 
 def read_model(folder: Path) -> None:
+    if (folder / "run").exists():
+        model = result.model(folder / "run")
+        assert model.logits(np.zeros((1, model.height, model.width, 3), np.uint8)).shape == (1, len(model.classes)), "logits"
+        return
     good = net().state_dict()
     state = checkpoint.load_model(folder / "model.safetensors", net()).state_dict()
     assert {k: (v.shape, v.dtype) for k, v in state.items()} == {k: (v.shape, v.dtype) for k, v in good.items()}, "shapes"
@@ -302,14 +359,78 @@ def read_summary(folder: Path) -> None:
     json.dumps(outcome, allow_nan=False).encode()
 
 
+# What is looked at: run folders that are compared, pictures that are asked about
+
+
+class Tags(HTMLParser):
+    """Collects what in a page runs or fetches."""
+
+    def __init__(self):
+        super().__init__()
+        self.harmful = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        links = any(name.startswith("on") or name in ("src", "href") and not (value or "").startswith("data:") for name, value in attributes)
+        if links or tag in ("script", "img", "iframe"):
+            self.harmful.append((tag, attributes))
+
+
+def make_run(rng: Random) -> tuple[str, dict[str, bytes]]:
+    """A run folder, of one seed or of two, with one of its files spoilt."""
+    if rng.random() < 0.5:
+        files = {"summary.json": GOOD["run.json"], "metrics.jsonl": GOOD["metrics.jsonl"], "steps.jsonl": GOOD["steps.jsonl"]}
+    else:
+        files = {"summary.json": GOOD["runs.json"]}
+        files |= {f"seed-{seed}/{name}": GOOD[good] for seed in (3, 4) for name, good in (("summary.json", "run.json"), ("metrics.jsonl", "metrics.jsonl"))}
+    name = rng.choice(sorted(files))
+    if rng.random() < 0.4:
+        return "bytes", files | {name: spoilt.spoil(rng, files[name])}
+    lines = files[name].splitlines()
+    place = rng.randrange(len(lines))
+    lines[place] = spoilt.document(rng, lines[place])
+    return "values", files | {name: b"\n".join(lines) + b"\n"}
+
+
+def read_run(folder: Path) -> None:
+    if (folder / "steps.jsonl").exists():
+        for kept in resume.kept_lines(folder / "steps.jsonl", 1):
+            assert json.loads(kept)["epoch"] <= 1, "epoch"
+        result.lines(folder, "steps.jsonl")
+    runs = [compare.Run.read(str(folder))] * 2
+    text, page = compare.text(runs), compare.html(runs)
+    assert all(line.isprintable() for line in text.splitlines()), "steers the terminal"
+    (tags := Tags()).feed(page)
+    assert not tags.harmful, f"a page with {tags.harmful[:2]}"
+    (text + page).encode()
+
+
+def make_picture(rng: Random) -> tuple[str, dict[str, bytes]]:
+    """As `make_folder`, and sizes that lie."""
+    if rng.random() < 0.7:
+        how, files = make_folder(rng)
+        return how, {"0.png": files[sorted(files)[0]]}
+    data = image("PNG", 0)
+    size = b"".join(rng.choice((1, 8, 513, 9000, 10_000, 65_535, 2**24, 2**31 - 1, 2**32 - 1)).to_bytes(4, "big") for _ in range(2))
+    head = b"IHDR" + size + rng.choice((data[24:29], bytes((rng.choice((1, 2, 4, 8, 16)), rng.choice((0, 2, 3, 4, 6)), 0, 0, rng.choice((0, 1))))))
+    return "size", {"0.png": data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]}
+
+
+def read_picture(folder: Path) -> None:
+    pixels = predict.read(str(folder / "0.png"), 8, 6)
+    assert pixels.shape == (8, 6, 3) and pixels.dtype == np.uint8, "shape"
+
+
 READERS = {
     "official": Reader(make_official, read_official),
     "tar": Reader(make_tar, read_tar),
     "images": Reader(make_folder, read_folder),
     "store": Reader(make_store, read_store),
     "checkpoint": Reader(make_checkpoint, read_checkpoint),
+    "resume": Reader(make_resume, read_resume),
     "model": Reader(make_model, read_model),
     "summary": Reader(make_summary, read_summary),
+    "run": Reader(make_run, read_run),
+    "picture": Reader(make_picture, read_picture),
 }
 
 
@@ -318,5 +439,10 @@ def good_cases() -> list[tuple[str, dict[str, bytes]]]:
     cases = [("official", {"a.tar": tar_of(official_files(p))}) for p in (0, 2, 3, 4)]
     cases += [("official", official_files(2)), ("tar", {"a.tar.gz": gzip.compress(tar_of(picture_files("PNG")))})]
     cases += [("images", {f"images/{s}/bee/0.png": image(kind, 1) for s in ("train", "test")}) for kind in KINDS]
+    cases += [("picture", {"0.png": image(kind, 1)}) for kind in KINDS]
     cases += [("store", {"a.safetensors": GOOD[encoding]}) for encoding in ("raw", "jpeg")]
-    return cases + [(n.split(".")[0], {n: GOOD[n]}) for n in ("checkpoint.pt", "model.safetensors", "summary.json")] + [("summary", {"diverged.json": GOOD["diverged.json"]})]
+    cases += [("model", {"model.safetensors": GOOD["model.safetensors"]}), ("model", {"run/model.safetensors": GOOD["level1.safetensors"]})]
+    cases += [("checkpoint", {"checkpoint.pt": GOOD["checkpoint.pt"]}), *(("summary", {name: GOOD[name]}) for name in ("summary.json", "diverged.json"))]
+    seeds = {f"seed-{seed}/{name}": GOOD[good] for seed in (3, 4) for name, good in (("summary.json", "run.json"), ("metrics.jsonl", "metrics.jsonl"))}
+    single = {"summary.json": GOOD["run.json"], "metrics.jsonl": GOOD["metrics.jsonl"], "steps.jsonl": GOOD["steps.jsonl"]}
+    return [*cases, ("run", {"summary.json": GOOD["runs.json"], **seeds}), ("run", single)]

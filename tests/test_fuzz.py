@@ -25,7 +25,7 @@ from pipelines.store import Store
 from train import archive, checkpoint
 from train.runs import earlier
 
-CASES = 2800
+CASES = 3000
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -68,6 +68,7 @@ BAD_MODELS = {
     "mean": {"mean": "[0.5]"},
     "std": {"std": "[0, 0, 0]"},
     "size": {"height": "100000"},
+    "a size the net does not take": {"height": "1"},
     "net": {"net": "../evil"},
     "norm": {"norm": "none"},
     "other net": {"net": "level4"},

@@ -3,6 +3,7 @@
 Shapes: images [B,C,H,W] channels_last, labels int64[B], `Targets` of B images, logits [B,K].
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -159,7 +160,7 @@ class Training:
             "lr": float(self.optimiser.param_groups[0]["lr"]),
             "train_loss": sum(losses) / len(losses),
             "train_accuracy": right / seen,
-            "test_loss": self.outcome.loss if tested else None,
+            "test_loss": self.outcome.loss if tested and math.isfinite(self.outcome.loss) else None,  # JSON has no infinity
             "test_accuracy": self.outcome.accuracy if tested else None,
             "images_per_second": round(seen / seconds, 1),
             "seconds": round(seconds, 3),

@@ -88,6 +88,12 @@ def check(values, kinds: dict) -> None:
             raise ValueError(f"its {key} is {str(value):.40}" if key in values else f"it lacks {key}")
 
 
+def check_line(line, kinds: dict) -> None:
+    """`check` for a line of metrics; what there is only in an epoch with a test pass is None in others."""
+    check(line, kinds)
+    check(line, {key: NUMBER for key in TESTED if line.setdefault(key) is not None})
+
+
 def seeds(folder: str | Path) -> list[Path]:
     """The folders of single trainings in a run folder: itself, or those of its finished seeds."""
     together = summary(folder).get("runs")
@@ -107,8 +113,7 @@ def lines(folder: str | Path, name: str) -> list[dict]:
         text = path.read_text(encoding="utf-8")
         found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         for line in found:
-            check(line, LINES[name])
-            check(line, {key: NUMBER for key in TESTED if line.setdefault(key) is not None})
+            check_line(line, LINES[name])
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): train again") from None
     except (ValueError, RecursionError) as error:
@@ -137,8 +142,10 @@ def model(folder: str | Path) -> Model:
         if not (1 <= height <= LARGEST and 1 <= width <= LARGEST):
             raise ValueError(f"images of {width}x{height} pixels")
         options = {} if norm == "batch" else {"norm": norm}
-        with torch.device("meta"):  # how large it is, without its memory
-            size = sum(t.numel() * t.element_size() for t in nets.load(name, len(classes), **options).state_dict().values())
+        with torch.device("meta"), torch.no_grad():  # how large it is, without its memory, and that it takes such images
+            empty = nets.load(name, len(classes), **options).eval()
+            size = sum(t.numel() * t.element_size() for t in empty.state_dict().values())
+            empty(torch.empty(1, len(mean), height, width))
         if size > path.stat().st_size:
             raise ValueError("its weights are fewer than the net has")
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, and then replaced
