@@ -9,7 +9,8 @@ from statistics import median
 
 import torch
 
-from pipelines.store import Store, replacing
+from pipelines.files import replacing
+from pipelines.store import Store
 from train.machine import commit, hardware, versions
 from train.run import dataset_name
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.measure import table, write_json
 from pipelines.errors import InputError
-from pipelines.store import replacing
+from pipelines.files import replacing
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = Path(__file__).parent / "stand_ins"

@@ -30,5 +30,5 @@ def names() -> list[str]:
 def load(name: str, num_classes: int = 10, **options) -> nn.Module:
     """Build the net `name` with fresh weights, from torch's random stream; `options` are its own, such as norm and dropout."""
     if name not in names():
-        raise UnknownNet(f"net {name!r}: choose one of {', '.join(names())}")
+        raise UnknownNet(f"net {name!r:.60}: choose one of {', '.join(names())}")
     return importlib.import_module(f"nets.{name}").build(num_classes, **options)

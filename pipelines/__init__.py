@@ -49,7 +49,7 @@ def names() -> list[str]:
 def load(name: str):
     """The module of a pipeline. Raises `InputError` for an unknown name, `NotInstalled` without its library."""
     if name not in names():
-        raise InputError(f"pipeline {name!r}: choose one of {', '.join(names())}")
+        raise InputError(f"pipeline {name!r:.60}: choose one of {', '.join(names())}")
     return importlib.import_module(f"pipelines.{name}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines import shapes
 from pipelines.convert import convert
 from pipelines.errors import InputError
+from pipelines.files import make_folder
 from pipelines.sources import ARCHIVES, find
 from pipelines.store import VERSION, Store, cache_folder
 
@@ -42,10 +43,7 @@ def _store(data: str) -> Store:
     kept = cache_folder() / f"{path.resolve().name.split('.')[0]}-{_fingerprint(path)}.safetensors"
     if not kept.exists():
         source = find(data, cache_folder())
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{kept.parent}: cannot be made ({error.strerror}): name another folder with TENFOLD_CACHE") from None
+        make_folder(kept.parent)
         convert(source, kept)
     return Store(kept)
 

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from pipelines.errors import InputError, NotInstalled
+from pipelines.files import make_folder, replacing
 from pipelines.kernels_cpu import Pass
 from pipelines.plan import Plan
-from pipelines.store import AGAIN, Store, cache_folder, read, replacing
+from pipelines.store import AGAIN, Store, cache_folder, read
 from pipelines.threads import threads_kept
 from pipelines.turns import Turns
 
@@ -80,8 +81,8 @@ def beton(store: Store, split: str) -> Path:
     path = cache_folder() / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.beton"
     if not path.exists():
         images, labels = store.images(split), store.labels(split)
+        make_folder(path.parent)
         with replacing(path) as temporary:
-            path.parent.mkdir(parents=True, exist_ok=True)
             fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
             Writer(str(temporary), fields, page_size=PAGE).from_indexed_dataset(list(zip(images, labels)))
     return path

@@ -64,10 +64,22 @@ def _plain(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy() if tensor.dtype == torch.float32 else tensor.view(torch.int16).numpy()
 
 
+def kernel(**options):
+    """Numba's `njit`; what it compiles is kept on disk, where there is a place that can be written."""
+
+    def compiled(function):
+        try:
+            return njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError:  # a read-only installation and no home: compiled anew in each process
+            return njit(nogil=True, **options)(function)
+
+    return compiled
+
+
 # The hash
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def mix(x):
     """uint32: `plan.mix`."""
     x = uint32(x)
@@ -78,25 +90,25 @@ def mix(x):
     return uint32(x ^ (x >> uint32(16)))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def key(salt, seed, epoch, stream):
     """uint32: `plan.key`."""
     return mix(mix(mix(uint32(salt) ^ uint32(seed)) ^ uint32(epoch)) ^ uint32(stream))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def keyed(key_a, key_b, sample):
     """uint32: the hash of one sample id under the two keys of a choice."""
     return mix(uint32(mix(uint32(sample) ^ key_a) + key_b))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def hash32(seed, epoch, stream, sample):
     """uint32: `plan.hash32` of one sample id."""
     return keyed(key(SALT_A, seed, epoch, stream), key(SALT_B, seed, epoch, stream), sample)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def epoch_keys(seed, epoch, flip_mode):
     """uint32[5,2]: the keys of `STREAMS`, the same for a whole epoch; alternating flips draw in epoch 0."""
     keys = np.empty((len(STREAMS), 2), np.uint32)
@@ -107,7 +119,7 @@ def epoch_keys(seed, epoch, flip_mode):
     return keys
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def choose(keys, i, n, sample):
     """int64 in [0, n): the choice that `STREAMS[i]` makes for a sample; `plan.below` of its hash."""
     return np.int64((uint64(keyed(keys[i, 0], keys[i, 1], sample)) * uint64(n)) >> uint64(32))
@@ -163,7 +175,7 @@ def _put(out, at, value, half):
 # No kernel takes uint8 of one dimension: FFCV changes Numba's type of it in place, and what was compiled for it is lost.
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def forward(source, a, out, b, norm, rows, n, line, half):
     """The first n elements of each row, in their order."""
     for y in range(rows):
@@ -172,7 +184,7 @@ def forward(source, a, out, b, norm, rows, n, line, half):
             put(out, q + uint64(j), (float32(source[0, p + uint64(j)]) - norm[0, j]) * norm[1, j], half)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def backward(source, a, out, b, norm, rows, n, line, half, channels):
     """n pixels of each row, the source's taken from pixel `a` down."""
     for y in range(rows):
@@ -191,7 +203,7 @@ def backward(source, a, out, b, norm, rows, n, line, half, channels):
                     put(out, o, (float32(source[0, i]) - norm[0, c]) * norm[1, c], half)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def paint(out, b, colour, rows, n, line):
     """The first n elements of each row from a row of colour."""
     for y in range(rows):
@@ -199,14 +211,14 @@ def paint(out, b, colour, rows, n, line):
             out[b + uint64(y * line + k)] = colour[k]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def mirrored(i, n):
     """int64 in [0, n): index i in (-n, 2n - 1) reflected at the borders, which are not repeated."""
     i = abs(i)
     return i if i < n else 2 * (n - 1) - i
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def reflect(source, start, out, goal, norm, shape, dy, begin, step, first, last, half):
     """Columns [first, last) of every row, whose source columns begin + step * x may lie outside the image."""
     height, width, channels = shape
@@ -222,7 +234,7 @@ def reflect(source, start, out, goal, norm, shape, dy, begin, step, first, last,
 # Images
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def shift(source, start, out, goal, shape, norm, flip, dy, dx, top, rows, half):
     """Rows [top, top + rows) of the finished image, whose source rows lie in the image and follow one another.
 
@@ -243,7 +255,7 @@ def shift(source, start, out, goal, shape, norm, flip, dy, dx, top, rows, half):
         forward(source, a, out, b, norm, rows, (high - low) * channels, line, half)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def augment(source, start, out, goal, shape, norm, colours, half, flip, dy, dx, cut_y, cut_x, mirror, cutout):
     """Write the image that begins at element `start` to `goal`, treated as `reference.augment` does, and normalised."""
     height, width, channels = shape
@@ -269,7 +281,7 @@ def augment(source, start, out, goal, shape, norm, colours, half, flip, dy, dx, 
     paint(out, uint64(goal + cut_y * line + cut_x * channels), colours[1], cutout, cutout * channels, line)
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@kernel(parallel=True)
 def augment_batch(images, rows, ids, out, norm, colours, half, seed, epoch, flip_mode, padding_mode, translate, cutout):
     """`Pass.__call__` with its settings as plain values."""
     keys, odd = epoch_keys(seed, epoch, flip_mode), epoch & 1

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from pipelines import tars
 from pipelines.errors import InputError, reason
+from pipelines.files import make_folder, replacing
 from pipelines.pickles import Name, Stand, load as values
-from pipelines.store import replacing
 
 MOST_BYTES = 1 << 30  # of one pickle: CIFAR-100's training batch has 155 MB
 MOST_SWELL = 16  # bytes of files to one of their archive: CIFAR's own are 1.1
@@ -96,8 +96,8 @@ def download(name: str, folder: Path) -> Path:
     if target.is_file() and _md5(target) == spec.md5:
         return target
     blocks, total = _fetch(spec.url)
+    make_folder(folder)
     with replacing(target) as part:
-        folder.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file, tqdm(desc=f"download {target.name}", total=total, unit="B", unit_scale=True, disable=None) as bar:
             for block in blocks:
                 file.write(block)

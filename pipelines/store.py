@@ -20,15 +20,14 @@ the header is 623 of a CIFAR JPEG's 920 bytes, and is kept once.
 import hashlib
 import json
 import os
-import secrets
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import safetensors
 
 from pipelines.errors import InputError
+from pipelines.files import replacing
 from pipelines.pictures import LARGEST, blank, decode
 
 VERSION = 1
@@ -51,6 +50,7 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._opened = _facts(self.path)
         self._tensors, metadata = _open(self.path)
         self._decoded: dict[str, np.ndarray] = {}
         try:
@@ -144,6 +144,15 @@ class Store:
         first, last = self._tensors[f"{split}.header_offsets"][head : head + 2]
         return self._tensors[f"{split}.headers"][first:last].tobytes() + self._tensors[f"{split}.images"][begin:end].tobytes()
 
+    def check_untouched(self) -> None:
+        """Raise `InputError` where the file was written into since it was opened: what is mapped of it may be anything.
+
+        One that was replaced or removed, as `convert` and `rm` do, is another file: the one that was opened stays as it was.
+        """
+        now = _facts(self.path)
+        if now and self._opened and now[0] == self._opened[0] and now != self._opened:
+            raise InputError(f"{self.path}: was written into while it was read, so its images cannot be trusted any more: {AGAIN}")
+
     def verify(self) -> None:
         """Raise `InputError` unless every tensor, and the header, still has the sha256 that was written beside it."""
         try:
@@ -205,27 +214,6 @@ def _header(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-@contextmanager
-def replacing(path: str | Path):
-    """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed when not."""
-    path = Path(path)
-    if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder: name a file in it")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own, whoever else writes here
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}): free some room or name another folder") from None
-    finally:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:  # the folder itself is missing or is no folder: nothing was written
-            pass
-
-
 def is_utf8(name: str) -> bool:
     """Whether a name from the file system can be written in UTF-8: safetensors takes no other."""
     return name == name.encode(errors="replace").decode()
@@ -248,6 +236,15 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise
     except Exception as error:  # of safetensors, of torch for a type it cannot hand to NumPy, of the system
         raise InputError(f"{path}: not a readable store ({error!s:.200}): {AGAIN}") from None
+
+
+def _facts(path: Path) -> tuple[tuple[int, int], int, int] | None:
+    """Which file a path is, its size in bytes, and when it was written to, ns; None where there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        return None
+    return (found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns
 
 
 def _names(names) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ A case is a function of (seed, case number): a reader, good files of its kind, a
 
     exception   any other exception             touched   a process, a socket, or a file outside the target
     unclear     a message that is not one line  memory    more than 160 MiB (cases have some KiB) or an allocation that failed
-    wrong       accepted, and not what it says  hang      more than 10 s of processor time, or 120 s of any
+    wrong       accepted, and not what it says  hang      more than 10 s of processor time, or 120 s asleep
                                                 crash     the worker died
 
 Cases run in a forked worker with limits on memory and processor time; a fault that kills it costs that worker only. A fault
@@ -151,9 +151,15 @@ def work(seed: int, cases: range, box: Path, pipe: int, loud: bool) -> None:
                 return  # the peak of a process never falls
 
 
-def ready(pipe: int) -> bool:
-    """Whether there is something to read within the time. Counted second by second: whoever is stopped for a while loses one."""
-    return any(select.select([pipe], [], [], 1)[0] for _ in range(MOST_WAITING))
+def ready(pipe: int, worker: int) -> bool:
+    """Whether there is something to read before the worker has slept too long. Seconds in which it waits for a processor are not
+    counted, and those in which it has one have a limit of their own."""
+    slept = 0
+    while slept < MOST_WAITING:
+        if select.select([pipe], [], [], 1)[0]:
+            return True
+        slept += Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("R", "D")
+    return False
 
 
 def start(seed: int, cases: range, box: Path, loud: bool) -> tuple[int, int]:
@@ -178,7 +184,7 @@ def run_worker(seed: int, cases: range, box: Path, loud: bool = False) -> list[l
     """[case, reader, mutation, outcome, said, seconds] of the cases one worker ran: all, or all up to its end."""
     worker, pipe = start(seed, cases, box, loud)
     text = b""
-    while waiting := ready(pipe):
+    while waiting := ready(pipe, worker):
         got = os.read(pipe, 1 << 16)
         text += got
         if not got:

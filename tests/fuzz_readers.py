@@ -31,7 +31,7 @@ from pipelines.convert import convert
 from pipelines.sources import find
 from pipelines.store import Store
 from test_sources import python2_pickle
-from train import checkpoint, compare, predict, result, resume
+from train import checkpoint, compare, predict, result, resume, saving
 from train.loop import Diverged, Training
 from train.recipe import Recipe
 from train.runs import earlier
@@ -304,7 +304,7 @@ def read_checkpoint(folder: Path) -> None:
 
 def make_resume(rng: Random) -> tuple[str, dict[str, bytes]]:
     """A checkpoint that is whole, and holds what no training of ours would have written."""
-    state = {**deepcopy(rng.choice(STATES)), "recipe": {"name": "", **asdict(RECIPE)}}
+    state = {**deepcopy(rng.choice(STATES)), "recipe": {"name": "", **asdict(RECIPE)}, "data": STORE[0].sha256}
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         state = spoilt.values(rng, state)
     file = io.BytesIO()
@@ -316,7 +316,7 @@ def read_resume(folder: Path) -> None:
     state = resume.read(folder)
     resume.recipe_of(state, folder)
     goes_on, lines = training(STORE[0]), []
-    resume.go_on(goes_on, state, folder)
+    resume.go_on(goes_on, state, STORE[0], folder)
     try:
         goes_on.run(lambda line, losses: lines.append((line, losses)))
     except Diverged:  # weights may be any numbers
@@ -393,7 +393,7 @@ def make_run(rng: Random) -> tuple[str, dict[str, bytes]]:
 
 def read_run(folder: Path) -> None:
     if (folder / "steps.jsonl").exists():
-        for kept in resume.kept_lines(folder / "steps.jsonl", 1):
+        for kept in saving.kept_lines(folder / "steps.jsonl", 1):
             assert json.loads(kept)["epoch"] <= 1, "epoch"
         result.lines(folder, "steps.jsonl")
     runs = [compare.Run.read(str(folder))] * 2

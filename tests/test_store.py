@@ -25,10 +25,11 @@ from pipelines import store as module
 from pipelines.__main__ import main
 from pipelines.convert import convert, statistics
 from pipelines.errors import InputError, exit_code
+from pipelines.files import replacing
 from pipelines.pictures import blank, decode, split_jpeg
 from pipelines.plan import Plan
 from pipelines.sources import Item, Source
-from pipelines.store import Store, read, replacing, write
+from pipelines.store import Store, read, write
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipelines.errors import InputError, reason
-from pipelines.store import replacing
+from pipelines.files import replacing
 from train import archive
 
 

@@ -11,7 +11,7 @@ from statistics import mean
 
 from nets.__main__ import table as aligned
 from pipelines.errors import plain
-from pipelines.store import replacing
+from pipelines.files import replacing
 from train import result
 from train.charts import Line, chart
 from train.command import parser_of

@@ -38,12 +38,23 @@ def evaluate(net: nn.Module, pipeline, autocast, views: int = 1) -> Outcome:
     logits_NK, labels_N = [], []
     for images, labels in pipeline.epoch(0):
         with autocast():
-            logits_NK.append(seen(net, images, views))
+            logits_NK.append(fitting(net, images, views))
         labels_N.append(labels)
     net.train()
     logits, labels = torch.cat(logits_NK), torch.cat(labels_N)
     loss = nn.functional.cross_entropy(logits, labels).item()
     return Outcome(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), loss)
+
+
+def fitting(net: nn.Module, images_BCHW: torch.Tensor, views: int) -> torch.Tensor:
+    """`seen`, in parts where the device has no memory for all of them: in evaluation mode no image depends on another."""
+    try:
+        return seen(net, images_BCHW, views)
+    except torch.OutOfMemoryError:
+        if len(images_BCHW) == 1:
+            raise
+    # after the handler, whose traceback keeps tensors alive
+    return torch.cat([fitting(net, part, views) for part in images_BCHW.split(-(-len(images_BCHW) // 2))])
 
 
 def seen(net: nn.Module, images_BCHW: torch.Tensor, views: int) -> torch.Tensor:

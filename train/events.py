@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.errors import InputError, NotInstalled
-from pipelines.store import replacing
+from pipelines.files import replacing
 from train import result
 from train.command import parser_of
 

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from pipelines.errors import InputError, NotInstalled
+from pipelines.files import replacing
 from pipelines.reference import scaling
-from pipelines.store import replacing
 from train import checkpoint, result
 from train.command import parser_of
 from train.result import Model

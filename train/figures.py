@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.store import replacing
+from pipelines.files import replacing
 from train.evaluate import Outcome
 from train.gallery import Mistake, Sheet, wrong_ones
 

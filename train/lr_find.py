@@ -29,12 +29,6 @@ FAR = 2.0  # times the least of these means: where it ends
 WIDTH = 0.025  # standard deviation of the smoothing, share of the steps
 
 
-def rates_of(recipe: Recipe) -> dict[str, float]:
-    """The rates that a recipe trains with, by setting; the first is the one that is drawn."""
-    names = ("muon_lr", "lr", "head_lr") if recipe.optimiser == "muon" else ("lr",)
-    return {name: getattr(recipe, name) for name in names if getattr(recipe, name)}
-
-
 def measure(training, factors: np.ndarray) -> np.ndarray:
     """float64[n], n <= len(factors): the finite losses of the steps, each taken at that factor of the recipe's rates."""
     training.prepare()
@@ -111,7 +105,7 @@ def main(arguments: list[str]) -> None:
         return
     given, rest = parser().parse_known_args(arguments)
     name, recipe = parse(rest, named())
-    if not rates_of(recipe):
+    if not recipe.rates():
         raise InputError("lr-find: the recipe's rates are 0: give it an --lr to start from")
     if given.steps < LAST or not 0 < given.lowest < given.highest < math.inf:
         raise InputError("--steps takes 10 or more, and --lowest and --highest factors above 0, the first below the second")
@@ -124,8 +118,8 @@ def main(arguments: list[str]) -> None:
     losses = measure(training, factors)
     steepest, least = turns(factors, losses)
     chosen = least if recipe.schedule in FALLING else steepest
-    first, base = next(iter(rates_of(recipe).items()))
+    first, base = next(iter(recipe.rates().items()))
     marks = {"falls fastest": base * steepest, "is least": base * least}
     draw(out / "lr-find.png", first, base * factors[: len(losses)], losses, marks, f"{recipe.net}, batch {recipe.batch_size}: learning-rate range test")
     print(f"{out / 'lr-find.png'}: the loss falls fastest at {first} {base * steepest:.3g}, and is least at {base * least:.3g}")
-    print(f"for the {recipe.schedule} schedule: " + " ".join(f"--{flag(key)} {value * chosen:.3g}" for key, value in rates_of(recipe).items()))
+    print(f"for the {recipe.schedule} schedule: " + " ".join(f"--{flag(key)} {value * chosen:.3g}" for key, value in recipe.rates().items()))

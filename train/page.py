@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.store import replacing
+from pipelines.files import replacing
 from train import result
 from train.charts import Line, chart, thinned
 from train.document import document, picture, table

@@ -112,6 +112,11 @@ class Recipe:
         """What the pipeline does to the training images."""
         return Policy(self.flip, self.translate, self.padding, self.cutout)
 
+    def rates(self) -> dict[str, float]:
+        """The learning rates that it trains with, by setting; the first is that of most weights."""
+        names = ("muon_lr", "lr", "head_lr") if self.optimiser == "muon" else ("lr",)
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
     def mixing(self) -> Mixing:
         """What is mixed behind the batch stage."""
         return Mixing(self.mixup, self.cutmix)

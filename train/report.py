@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.store import Store, replacing
+from pipelines.files import replacing
+from pipelines.store import Store
 from train import figures, page, result
 from train.evaluate import Outcome
 from train.gallery import explained, legend, sheet_of

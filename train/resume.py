@@ -5,18 +5,18 @@ whole state of a pipeline. So another pipeline may go on, and the data may have 
 """
 
 import argparse
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
 from pipelines.errors import InputError, reason
+from pipelines.store import Store
 from train import checkpoint, result
 from train.loop import Training
 from train.recipe import Recipe
 
-STATE = {"net", "optimiser", "scaler", "average", "plateau", "random", "history", "seconds", "epoch", "step", "losses", "right", "seen", "epoch_seconds", "recipe"}
+STATE = {"net", "optimiser", "scaler", "average", "plateau", "random", "history", "seconds", "epoch", "step", "losses", "right", "seen", "epoch_seconds", "recipe", "data"}
 
 
 def read(folder: Path) -> dict:
@@ -46,8 +46,10 @@ def recipe_of(state: dict, folder: Path) -> tuple[str, Recipe]:
         raise InputError(f"{folder / 'checkpoint.pt'}: its recipe is not one of this version ({reason(error)}): train again") from None
 
 
-def go_on(training: Training, state: dict, folder: Path) -> None:
-    """Put a training where its checkpoint was. Raises `InputError` where the checkpoint does not fit it."""
+def go_on(training: Training, state: dict, store: Store, folder: Path) -> None:
+    """Put a training where its checkpoint was. Raises `InputError` where the checkpoint does not fit it, or the data are others."""
+    if state["data"] != store.sha256:
+        raise InputError(f"{store.path}: not the data that {folder} was trained on: name that with --data")
     try:
         check(training, state)
         training.load_state(state)
@@ -88,18 +90,6 @@ def alike(theirs, ours) -> bool:
     if isinstance(ours, (list, tuple)):
         return isinstance(theirs, (list, tuple)) and (not ours or len(theirs) == len(ours)) and all(map(alike, theirs, ours))
     return type(theirs) in (int, float) if isinstance(ours, float) else type(theirs) is type(ours)
-
-
-def kept_lines(path: Path, epochs: int) -> list[str]:
-    """The lines of a metrics file that belong to the first `epochs` epochs; a line cut off by a kill is left away."""
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["epoch"] <= epochs:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
 
 
 def main(arguments: list[str]) -> None:

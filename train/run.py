@@ -15,15 +15,17 @@ import nets
 import pipelines
 from pipelines import data, stage
 from pipelines.errors import InputError
+from pipelines.files import replacing
 from pipelines.plan import PLAIN, balanced
-from pipelines.store import Store, replacing
+from pipelines.store import Store
 from train import checkpoint, events, report, result
 from train.device import DTYPES, precision_of
+from train.failures import explained
 from train.loop import Training
 from train.machine import commit, hardware, versions
 from train.recipe import Recipe
-from train.resume import go_on, kept_lines
-from train.saving import Saver
+from train.resume import go_on
+from train.saving import Lines, Saver
 from train.stopwatch import Stopwatch
 
 SCHEMA = 1
@@ -49,26 +51,13 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
         training = assemble(recipe, store, device, watch, kept.training)
         kept.training = training if recipe.compiled else None
         make_folder(out)
-    with watch.lap("compile"):
+    with watch.lap("compile"), explained(recipe, device):
         training.warm_up()
     say(headline(recipe, training, store, device))
     if state:
-        go_on(training, state, out)
+        go_on(training, state, store, out)
         say(f"goes on at epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
-    (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
-    files = lines(out / "metrics.jsonl", training), lines(out / "steps.jsonl", training)
-    with Saver(training, out, name, say) as saver, files[0] as metrics, files[1] as steps, events.board(out, recipe.events, bool(state)) as board:
-
-        def on_epoch(line: dict, losses: list[float]) -> None:
-            for step, loss in enumerate(losses):
-                print(json.dumps({"epoch": line["epoch"], "step": step + 1, "loss": loss}), file=steps)
-            steps.flush()
-            print(json.dumps(line), file=metrics, flush=True)
-            saver.save()
-            board(line, losses)
-            say(epoch_line(line, recipe.epochs))
-
-        training.run(on_epoch, saver.on_step)
+    follow(training, store, out, name, say)
     summary = summarise(recipe, training, store, name)
     described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
     identity = {"net": recipe.net, "norm": recipe.norm, **described}
@@ -84,12 +73,22 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     return summary
 
 
-def lines(path: Path, training: Training):
-    """A file of JSON lines open for writing, that holds those of the epochs a training has behind it."""
-    before = kept_lines(path, training.progress.epoch) if training.progress.epoch else []
-    with replacing(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in before), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
+def follow(training: Training, store: Store, out: Path, name: str, say) -> None:
+    """Train to the end, and keep the run folder's metrics and checkpoint up with it."""
+    (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
+    recipe, at = training.recipe, training.progress
+    metrics, steps = Lines(out / "metrics.jsonl", at.epoch), Lines(out / "steps.jsonl", at.epoch)
+    board = events.board(out, recipe.events, goes_on=(at.epoch, at.step) != (0, 0))
+    with Saver(training, store, out, name, say) as saver, board as show, explained(recipe, training.device):
+
+        def on_epoch(line: dict, losses: list[float]) -> None:
+            steps.add([{"epoch": line["epoch"], "step": step + 1, "loss": loss} for step, loss in enumerate(losses)])
+            metrics.add([line])
+            saver.save()
+            show(line, losses)
+            say(epoch_line(line, recipe.epochs))
+
+        training.run(on_epoch, saver.on_step)
 
 
 def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None) -> Training:

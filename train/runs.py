@@ -57,6 +57,8 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say) -> dict:
         (diverged if "diverged" in outcome else finished).append(outcome)
     if not finished:
         raise InputError(f"{out}: all {recipe.runs} runs diverged ({diverged[0]['diverged']})")
+    if len({json.dumps(run.get("data"), sort_keys=True) for run in finished}) > 1:
+        raise InputError(f"{out}: its seeds were trained on different data: remove those of the old data, or name another folder with --out")
     accuracies = [run["test_accuracy"] for run in finished]
     interval = Interval.of(accuracies)
     lost = [{key: run[key] for key in ("seed", "epoch", "step")} for run in diverged]

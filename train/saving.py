@@ -1,13 +1,17 @@
 """When a training is saved: after every epoch, every few minutes, and when Ctrl-C asks for it."""
 
+import json
 import signal
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+from pipelines.errors import InputError
+from pipelines.files import replacing
+from pipelines.store import Store
 from train import checkpoint
-from train.loop import Training
+from train.loop import Diverged, Training
 
 
 class Saver:
@@ -16,8 +20,8 @@ class Saver:
     The first Ctrl-C saves, says how to go on, and raises `KeyboardInterrupt`; a second one does not wait.
     """
 
-    def __init__(self, training: Training, out: Path, name: str, say):
-        self.training, self.out, self.name, self.say = training, out, name, say
+    def __init__(self, training: Training, store: Store, out: Path, name: str, say):
+        self.training, self.store, self.out, self.name, self.say = training, store, out, name, say
         self.last, self.asked = time.monotonic(), False
 
     def __enter__(self) -> "Saver":
@@ -26,9 +30,11 @@ class Saver:
             self.before = signal.signal(signal.SIGINT, self._ask)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
+        if isinstance(error, InputError) and not isinstance(error, Diverged) and (self.out / "checkpoint.pt").exists():
+            self.say(f"when that is mended: python -m train --resume {self.out}")
 
     def _ask(self, *_) -> None:
         if self.asked:
@@ -36,8 +42,10 @@ class Saver:
         self.asked = True
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        checkpoint.save(self.out / "checkpoint.pt", {**self.training.state(), "recipe": {"name": self.name, **asdict(self.training.recipe)}})
+        """Write the checkpoint. Raises `InputError` where it cannot be, and where the images were written over: the last one stays."""
+        self.store.check_untouched()
+        about = {"recipe": {"name": self.name, **asdict(self.training.recipe)}, "data": self.store.sha256}
+        checkpoint.save(self.out / "checkpoint.pt", {**self.training.state(), **about})
         self.last = time.monotonic()
 
     def on_step(self) -> None:
@@ -48,3 +56,36 @@ class Saver:
             raise KeyboardInterrupt
         if time.monotonic() - self.last >= 60 * self.training.recipe.save_minutes:
             self.save()
+
+
+class Lines:
+    """A file of JSON lines. It begins with those that it has of the first `epochs` epochs.
+
+    Raises `InputError` where it cannot be written; then its last line may be cut, and is left away by the next.
+    """
+
+    def __init__(self, path: Path, epochs: int):
+        self.path = path
+        with replacing(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept_lines(path, epochs)), encoding="utf-8")
+
+    def add(self, lines: list[dict]) -> None:
+        """Write lines behind the others."""
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        try:
+            with self.path.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}): free some room") from None
+
+
+def kept_lines(path: Path, epochs: int) -> list[str]:
+    """The lines of a metrics file that belong to the first `epochs` epochs; a line cut off by a kill is left away."""
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["epoch"] <= epochs:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return kept

@@ -1,0 +1,54 @@
+"""Files that are there whole or not at all."""
+
+import fcntl
+import glob
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipelines.errors import InputError
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache, where it is not there; raises `InputError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}): name another folder with TENFOLD_CACHE") from None
+
+
+@contextmanager
+def replacing(path: str | Path):
+    """Yield a temporary path beside `path`, an empty file; renamed onto it when the block ends well, removed when not.
+
+    A writer that is killed leaves its temporary file. The next one of the same path removes it: each is locked while its
+    writer lives. Raises `InputError` where the folder cannot be written or is full.
+    """
+    path = Path(path)
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder: name a file in it")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own, whoever else writes here
+    try:
+        sweep(path)
+        with temporary.open("xb") as mine:
+            with suppress(OSError):  # some network file systems know no locks: there, nothing is removed
+                fcntl.flock(mine, fcntl.LOCK_EX)
+            yield temporary
+            os.fsync(mine.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}): free some room or name another folder") from None
+    finally:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:  # the folder itself is missing or is no folder: nothing was written
+            pass
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its writer lives
+            left.unlink(missing_ok=True)
