@@ -135,7 +135,7 @@ def script(shell: str) -> str:
     """The completion script for "bash" or "zsh"."""
     every = specs()
     commands = [f'    {word}) flags="{" ".join(spec.flags)}" names="{" ".join(spec.names)}" ;;' for word, spec in every.items()]
-    values = [f'    "{word} {name}") found="{" ".join(given)}"; return ;;' for word, spec in every.items() for name, given in spec.values.items()]
+    values = [f'    "{word} {name}") found="{" ".join(map(str, given))}"; return ;;' for word, spec in every.items() for name, given in spec.values.items()]
     words = " | ".join(word for word in every if word not in ("start", "train"))
     return (WORDS + {"bash": BASH, "zsh": ZSH}[shell]).format(commands="\n".join(commands), values="\n".join(values), words=words)
 
