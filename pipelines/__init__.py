@@ -2,7 +2,7 @@
 
 A pipeline is a module `pipelines/<name>.py` with
 
-    open(store, split, *, batch_size, policy, seed, device, dtype, ids, drop_last) -> Pipeline
+    open(store, split, *, batch_size, policy, seed, device, dtype, ids, drop_last, share) -> Pipeline
 
 To add one, add the file. Nothing here imports a pipeline's library before its name is asked for.
 """
@@ -35,6 +35,7 @@ class Pipeline(Protocol):
         images  [B,C,H,W] of the pipeline's dtype, channels_last, on its device, (value - mean) / std
         labels  int64[B] on its device
 
+        With a share, the part of each batch; a last batch that is too small for a part of it here is not yielded.
         A batch stays as it is for as long as the caller holds it. Leaving the loop early is allowed; one
         epoch runs at a time.
         """
@@ -65,6 +66,8 @@ def open(name: str, store, split: str = "train", **options) -> Pipeline:
     dtype       torch.float32, torch.float16 or torch.bfloat16
     ids         int[n], the samples to use, as positions in the split; all of them without it
     drop_last   leave out a last batch that is not full
+    share       (rank, ranks): the rank-th part of each batch, for one of several processes that train together; `batch_size`
+                is that of all parts, and a multiple of 2 * ranks
 
     Raises `InputError` for an unknown name, an unreadable store, or what the loader cannot do, and
     `NotInstalled` where its library is absent.

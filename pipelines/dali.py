@@ -114,7 +114,7 @@ class Dali(Turns):
         native = types.FLOAT16 if dtype == torch.float16 else types.FLOAT  # DALI has no bfloat16: torch rounds to it
         self.pipe = graph(
             *(self.source, store, plan.policy, cuda, native),
-            batch_size=min(plan.batch_size, len(plan.ids)),
+            batch_size=min(plan.part, len(plan.places)),
             num_threads=len(os.sched_getaffinity(0)),
             device_id=device.index,
             prefetch_queue_depth=AHEAD,
@@ -154,10 +154,10 @@ class Dali(Turns):
         self.pipe.reset()
 
 
-def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False):
+def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1)):
     """Open DALI's pipeline; arguments as in `pipelines.open`, whose batches it makes on the CPU or on one GPU."""
     store = read(store)
-    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
+    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
     device = torch.device(device)
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InputError(f"pipeline dali: dtype {dtype}: choose float32, float16 or bfloat16")

@@ -100,7 +100,7 @@ class Order(TraversalOrder):
     def sample_order(self, _):
         """int64[n]; FFCV's own count of epochs does not know where a run was resumed."""
         ids = self.plan.order(self.epoch)
-        return np.array(ids[self.start * self.plan.batch_size : len(self.plan) * self.plan.batch_size])
+        return np.array(ids[self.start * self.plan.part : self.plan.steps * self.plan.part])
 
 
 class Augment(Operation):
@@ -206,7 +206,7 @@ class Ffcv(Turns):
         with threads_kept(), compiled_once():
             self.loader = ffcv.Loader(
                 str(path),
-                plan.batch_size,
+                plan.part,
                 num_workers=min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS),
                 os_cache=True,
                 seed=0,  # without one, it draws one from NumPy's global stream
@@ -232,10 +232,10 @@ class Ffcv(Turns):
             batches.stop()
 
 
-def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False):
+def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1)):
     """Open FFCV; arguments as in `pipelines.open`."""
     store = read(store)
-    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
+    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
     device = torch.device(device)
     if store.channels != 3 or store.height * store.width * 3 > PAGE:
         size = f"{store.height}x{store.width}x{store.channels}"

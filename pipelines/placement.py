@@ -109,7 +109,8 @@ class OnDevice:
         self.images = torch.from_numpy(images if whole else images[plan.ids]).to(device, copy=True)
         self.labels = torch.from_numpy(labels if whole else labels[plan.ids]).to(device, copy=True)
         self.ids = None if whole else torch.from_numpy(plan.ids).to(device, copy=True)  # of each row; None: its own number
-        self.unshuffled = None if plan.policy.shuffle else torch.arange(len(plan.ids), device=device)
+        self.places = None if plan.share == (0, 1) else torch.from_numpy(plan.places).to(device, copy=True)  # in the order; None: all
+        self.unshuffled = None if plan.policy.shuffle else self._ours(torch.arange(len(plan.ids), device=device))
         self.lane, self.ahead = Lane(device), None
         self.lane.after_current()
 
@@ -119,7 +120,7 @@ class OnDevice:
             return
         with self.lane:
             state = sent(np.array([self.plan.seed, epoch, 0]), self.device)
-            rows = kernels_gpu.order(state, len(self.plan.ids))
+            rows = self._ours(kernels_gpu.order(state, len(self.plan.ids)))
             self.ahead = epoch, rows, self._ids(rows), self.lane.mark()
 
     def order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,6 +131,9 @@ class OnDevice:
         _, rows, ids, event = self.ahead
         self.lane.hand_over(event, rows, ids)
         return rows, ids
+
+    def _ours(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self.places is None else rows[self.places]
 
     def _ids(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self.ids is None else self.ids[rows]
@@ -147,7 +151,7 @@ class Staged:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, plan: Plan, device: torch.device, most: int, pinned: bool):
         self.images, self.labels, self.plan, self.device = images, labels, plan, device
-        shape = min(most, len(plan.ids)), *images.shape[1:]
+        shape = min(most, len(plan.places)), *images.shape[1:]
         self.pinned = pinned and device.type == "cuda"
         self.buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned) for _ in range(2)]
         self.copied = [None, None]  # the event after each buffer's last copy

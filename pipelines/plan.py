@@ -18,6 +18,7 @@ interval", 2019), whose bias is below n / 2**32.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import index
 from typing import NamedTuple
 
@@ -164,12 +165,24 @@ def augmentation(policy: Policy, seed: int, epoch: int, ids: np.ndarray, height:
     )
 
 
+def part_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
+    """(first, end) of the images of a batch of `count` that the rank-th of `ranks` processes makes.
+
+    Neighbours 2k and 2k + 1 stay together, as `mixing` pairs them; where they cannot be dealt out evenly, the first have more.
+    """
+    whole, more = divmod(-(-count // 2), ranks)
+    first = rank * whole + min(rank, more)
+    return min(2 * first, count), min(2 * (first + whole + (rank < more)), count)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The schedule of one pipeline: which samples make each batch, and what happens to them.
 
-    ids  int64[n]: the samples of an epoch, as positions in the store's split. A sample keeps its id, and
-         so its augmentation, whatever subset it is trained in.
+    ids    int64[n]: the samples of an epoch, as positions in the store's split. A sample keeps its id, and
+           so its augmentation, whatever subset it is trained in.
+    share  (rank, ranks): of `ranks` processes that make each batch together, this one makes the rank-th part. `ids`,
+           `batch_size` and the steps are those of all of them; what is ordered and yielded is the part.
     """
 
     policy: Policy
@@ -179,6 +192,7 @@ class Plan:
     height: int
     width: int
     drop_last: bool = False
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self):
         self.policy.fits(self.height, self.width)
@@ -186,31 +200,54 @@ class Plan:
             raise InputError(f"batch size {self.batch_size}: give 1 or more")
         if not 0 <= self.seed <= MASK:
             raise InputError(f"seed {self.seed}: give an integer from 0 to {MASK}")
+        rank, ranks = self.share
+        if not 0 <= rank < ranks:
+            raise InputError(f"share {self.share}: give (rank, ranks), the first from 0 and below the second")
+        if ranks > 1 and (self.batch_size % (2 * ranks) or len(self.ids) < 2 * ranks):
+            raise InputError(f"{len(self.ids)} images in batches of {self.batch_size} for {ranks} processes: give a multiple of {2 * ranks}, and as many images")
 
     @classmethod
-    def of(cls, store, split: str, policy: Policy | None, seed: int, batch_size: int, ids=None, drop_last: bool = False) -> "Plan":
+    def of(cls, store, split: str, policy: Policy | None, seed: int, batch_size: int, ids=None, drop_last: bool = False, share=(0, 1)) -> "Plan":
         """The plan of a store's split. Without a policy, train is augmented and any other split left as it is."""
         count = store.count(split)
         ids = np.arange(count) if ids is None else np.asarray(ids)
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids) or ids.min() < 0 or ids.max() >= count:
             raise InputError(f"{store.path}: sample ids must be in [0, {count}) for {split!r}, and at least one")
         policy = policy or (Policy() if split == "train" else PLAIN)
-        return cls(policy, seed, ids.astype(np.int64), batch_size, store.height, store.width, drop_last)
+        return cls(policy, seed, ids.astype(np.int64), batch_size, store.height, store.width, drop_last, tuple(share))
 
     def __len__(self) -> int:
         """Steps an epoch."""
         whole, rest = divmod(len(self.ids), self.batch_size)
         return whole if self.drop_last or not rest else whole + 1
 
+    @property
+    def part(self) -> int:
+        """Images of a full batch that are made here."""
+        return self.batch_size // self.share[1]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """int64[m]: the positions in an epoch's order of the images that are made here; all n without a share."""
+        firsts = range(0, len(self.ids), self.batch_size)
+        pieces = [part_of(min(self.batch_size, len(self.ids) - first), *self.share) for first in firsts]
+        return np.concatenate([first + np.arange(*piece) for first, piece in zip(firsts, pieces)])
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch that are yielded here: those of `len`, but for a last one that is too small for all to have a part."""
+        return min(len(self), -(-len(self.places) // self.part))
+
     def order(self, epoch: int) -> np.ndarray:
-        """int64[n]: all samples of the epoch in their order, those of a dropped last batch included."""
-        return self.ids[order(self.seed, epoch, len(self.ids))] if self.policy.shuffle else self.ids
+        """int64[m]: the samples of the epoch that are made here in their order, those of a dropped last batch included."""
+        ids = self.ids[order(self.seed, epoch, len(self.ids))] if self.policy.shuffle else self.ids
+        return ids if self.share == (0, 1) else ids[self.places]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """Yield the ids (int64[B], fewer in a last batch that is kept) of each step from `start` on."""
         ids = self.order(epoch)
-        for step in range(start, len(self)):
-            yield ids[step * self.batch_size : (step + 1) * self.batch_size]
+        for step in range(start, self.steps):
+            yield ids[step * self.part : (step + 1) * self.part]
 
     def augmentation(self, epoch: int, ids: np.ndarray) -> Augmentation:
         """The augmentation of `ids` in `epoch`."""

@@ -76,8 +76,8 @@ class Reference(Turns):
             yield images.to(self.device), torch.from_numpy(labels[ids]).to(self.device)
 
 
-def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False):
+def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1)):
     """Open the reference; arguments as in `pipelines.open`."""
     store = read(store)
-    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
+    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
     return Reference(store, split, plan, torch.device(device), dtype)

@@ -61,6 +61,7 @@ def open(
     dtype: torch.dtype = torch.float32,
     ids: np.ndarray | None = None,
     drop_last: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Pipeline:
     """Open the resident pipeline on a store: its path, or an open one.
 
@@ -72,12 +73,13 @@ def open(
     device      where the batches are wanted
     dtype       torch.float32, torch.float16 or torch.bfloat16
     ids         int64[n], the samples to use, as positions in the split; all of them without it
+    share       (rank, ranks): the rank-th part of each batch, for one of several processes that train together
 
     Batches are images [B,C,H,W] of `dtype`, channels_last, (value - mean) / std of the train split, and labels int64[B].
     Raises `InputError`, in one line, for a file that is no store and for settings that cannot be.
     """
     store, device = read(store), torch.device(device)
-    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
+    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
     if dtype not in DTYPES:
         raise InputError(f"pipeline resident: dtype {dtype}: choose float32, float16 or bfloat16")
     if device.type == "cuda" and find_spec("triton"):

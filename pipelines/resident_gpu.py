@@ -44,7 +44,7 @@ class ResidentGPU(Turns):
         self.images = store.images(split, partial(tqdm, desc=f"decoding {split}", unit=" images", disable=None))
         self.labels = store.labels(split)
         free = torch.cuda.mem_get_info(device)[0] if free is None else free
-        batch = plan.batch_size * self.images[0].size  # values
+        batch = plan.part * self.images[0].size  # values
         self.steps = steps_at_once(batch * dtype.itemsize, min(CHUNK, free // SHARE))
         self.staged = min(self.steps, steps_at_once(batch, STAGE))
         with kernels_gpu.on(device):
@@ -55,7 +55,7 @@ class ResidentGPU(Turns):
     def _source(self, place: str) -> OnDevice | Staged:
         if place == "device":
             return OnDevice(self.images, self.labels, self.plan, self.device)
-        source = Staged(self.images, self.labels, self.plan, self.device, self.staged * self.plan.batch_size, place == "pinned")
+        source = Staged(self.images, self.labels, self.plan, self.device, self.staged * self.plan.part, place == "pinned")
         self.steps = self.staged
         return source
 
@@ -64,7 +64,7 @@ class ResidentGPU(Turns):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         step = start
-        while step < len(self):
+        while step < self.plan.steps:
             try:
                 for batch in self._batches(epoch, step):
                     step += 1
@@ -73,7 +73,7 @@ class ResidentGPU(Turns):
             except torch.OutOfMemoryError:
                 if self.steps == 1 and self.place != "device":
                     raise
-            if step < len(self):  # after the handler, whose traceback keeps tensors alive
+            if step < self.plan.steps:  # after the handler, whose traceback keeps tensors alive
                 self._make_room()
 
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -82,14 +82,14 @@ class ResidentGPU(Turns):
             for chunk in chunks:
                 images, classes = self._made(chunk)
                 self.source.prepare(epoch + 1)
-                yield from zip(images.split(self.plan.batch_size), classes.split(self.plan.batch_size))
+                yield from zip(images.split(self.plan.part), classes.split(self.plan.part))
                 del images, classes
 
     def _bounds(self, step: int) -> list[tuple[int, int]]:
         """(first position, images) of each chunk from `step` on."""
-        end = min(len(self.plan.ids), len(self) * self.plan.batch_size)
-        size = self.steps * self.plan.batch_size
-        return [(first, min(size, end - first)) for first in range(step * self.plan.batch_size, end, size)]
+        end = min(len(self.plan.places), len(self) * self.plan.part)
+        size = self.steps * self.plan.part
+        return [(first, min(size, end - first)) for first in range(step * self.plan.part, end, size)]
 
     def _made(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
         """(images [B,C,H,W] in channels_last memory, labels int64[B]) of a chunk, in fresh memory."""

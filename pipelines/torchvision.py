@@ -88,12 +88,12 @@ class Torchvision(Turns):
             yield images, labels.to(self.device, non_blocking=True)
 
 
-def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, workers=None):
+def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1), workers=None):
     """Open the torchvision baseline; arguments as in `pipelines.open`.
 
-    workers  worker processes; one a core, at most 16, without it
+    workers  worker processes; one a core, shared by all processes that train together, at most 16, without it
     """
     store = read(store)
-    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
-    workers = min(os.cpu_count() or 1, 16) if workers is None else workers
+    plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
+    workers = max(min((os.cpu_count() or 1) // share[1], 16), 1) if workers is None else workers
     return Torchvision(store, split, plan, torch.device(device), dtype, workers)

@@ -11,6 +11,7 @@ import torch
 import pipelines
 from pipelines.errors import InputError, NotInstalled
 from pipelines.plan import FLIPS, PADDINGS, PLAIN, Policy
+from pipelines.stage import Extra, stage
 
 LOADERS = [name for name in pipelines.names() if name != "reference"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -127,6 +128,20 @@ def test_a_subset_keeps_each_samples_augmentation(name, store):
     assert_same(held(ours, 1), held(pipelines.open("reference", store, batch_size=2, ids=ids, seed=4), 1))
 
 
+@pytest.mark.parametrize("ranks, batch_size", [(2, 8), (3, 12)])  # of 37 images the last batch has 5, and 1, which only the first gets
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_parts_of_several_processes_are_the_batches_of_one(name, ranks, batch_size, store):
+    extra = Extra(erase_p=0.5, erase=8, grey_p=0.5, contrast=0.3)
+    whole = held(stage(pipelines.open("reference", store, batch_size=batch_size, seed=3), extra, store), 1)
+    parts = [stage(opened(name, store, batch_size=batch_size, seed=3, share=(rank, ranks)), extra, store) for rank in range(ranks)]
+    for start in (0, 1, len(whole) - 1):
+        yielded = [held(part, 1, start) for part in parts]
+        for step, batch in enumerate(whole[start:]):
+            pieces = [batches[step] for batches in yielded if step < len(batches)]
+            assert_same([[torch.cat(tensors) for tensors in zip(*pieces)]], [batch])
+    assert {len(part) for part in parts} == {len(whole)}
+
+
 @pytest.mark.parametrize("name", LOADERS)
 def test_the_test_split_comes_as_it_is_in_the_stores_order(name, store):
     batches = held(opened(name, store, "test", batch_size=4))
@@ -141,7 +156,7 @@ def test_one_image_and_a_batch_larger_than_the_set(name, store):
 
 
 def test_what_cannot_be_is_refused_in_one_line(store):
-    for options in (dict(batch_size=0), dict(seed=-1), dict(policy=Policy(cutout=33)), dict(policy=Policy(translate=32)), dict(ids=[99])):
+    for options in (dict(batch_size=6, share=(0, 2)), dict(share=(2, 2)), dict(batch_size=8, share=(0, 2), ids=[1, 2, 3]), dict(batch_size=0), dict(seed=-1), dict(policy=Policy(cutout=33)), dict(policy=Policy(translate=32)), dict(ids=[99])):
         with pytest.raises(InputError) as refused:
             pipelines.open("reference", store, **options)
         assert "\n" not in str(refused.value)

@@ -119,8 +119,8 @@ def test_what_lies_past_the_epochs_end_is_left_alone(store):
     assert classes.tolist() == store.labels("train")[3:5].tolist() + [-1, -1]
 
 
-def opened(store, split="train", free=PLENTY, dtype=torch.float32, policy=None, seed=0, batch_size=8, ids=None, drop_last=False):
-    schedule = Plan.of(store, split, policy, seed, batch_size, ids, drop_last)
+def opened(store, split="train", free=PLENTY, dtype=torch.float32, policy=None, seed=0, batch_size=8, ids=None, drop_last=False, share=(0, 1)):
+    schedule = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
     return ResidentGPU(store, split, schedule, DEVICE, dtype, free)
 
 
@@ -159,6 +159,14 @@ class TestPipeline:
         assert list(ours.epoch(2, start=1)) == []
         options |= dict(drop_last=False, batch_size=2)
         same(list(opened(small, free=free, **options).epoch(1, 1)), list(pipelines.open("reference", small, **options).epoch(1, 1)))
+
+    def test_the_parts_of_several_processes(self, free, small):
+        nine = dict(SMALL, ids=np.arange(9))  # the last batch has one image, which the first of two gets
+        for split, rank, options in (("train", 1, SMALL), ("train", 0, nine), ("train", 1, nine), ("test", 1, dict(batch_size=4))):
+            ours = opened(small, split, free=free, share=(rank, 2), **options)
+            theirs = pipelines.open("reference", small, split, share=(rank, 2), **options)
+            for start in (0, 1):
+                same(list(ours.epoch(1, start)), list(theirs.epoch(1, start)))
 
     def test_the_test_split_and_iteration(self, free, small):
         ours, theirs = opened(small, "test", free=free, batch_size=64), pipelines.open("reference", small, "test", batch_size=64)
