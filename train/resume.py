@@ -48,7 +48,8 @@ def recipe_of(state: dict, folder: Path) -> tuple[str, Recipe]:
 
 def go_on(training: Training, state: dict, store: Store, folder: Path) -> None:
     """Put a training where its checkpoint was. Raises `InputError` where the checkpoint does not fit it, or the data are others."""
-    if state["data"] != store.sha256:
+    theirs = state["data"]
+    if not isinstance(theirs, dict) or not all(isinstance(v, str) for v in theirs.values()) or theirs != store.sha256:
         raise InputError(f"{store.path}: not the data that {folder} was trained on: name that with --data")
     try:
         check(training, state)
