@@ -52,7 +52,7 @@ class Watch:
 
     def __init__(self, box: Path):
         self.armed, self.seen = False, []
-        self.readable = tuple({str(box), sys.prefix, sys.base_prefix, "/dev/null", "/proc", *(p for p in sys.path if p)})
+        self.readable = tuple({str(box), sys.prefix, sys.base_prefix, "/dev/null", "/proc", str(Path(__file__).parents[1]), *(p for p in sys.path if p)})
         self.writable = str(box / "out")
         sys.addaudithook(self.hook)
 

@@ -97,6 +97,7 @@ def test_going_on_gives_the_same_bits(store, tmp_path, monkeypatch, settings):
 
 def victim(recipe: Recipe, started, errors) -> None:
     """The process to be killed: begins a run, or goes on with it."""
+    report.write = quiet  # a new process, in which nothing was replaced yet
     multiprocessing.set_start_method("fork", force=True)  # as the command line has it; else loaders' workers have a server that survives the kill
     try:
         out = Path(recipe.out)
@@ -136,7 +137,8 @@ def test_killed_at_random_moments(store, tmp_path, request, pipeline):
             where.add((out / "checkpoint.pt").exists() and tuple(resume.read(out)[key] for key in ("epoch", "step")))
             continue
         assert process.exitcode in (0, -signal.SIGKILL)
-        assert bits(out) == bits(whole) and without_times(out) == without_times(whole) and not list(out.glob(".*"))
+        assert bits(out) == bits(whole) and without_times(out) == without_times(whole)
+        assert process.exitcode or not list(out.glob(".*"))  # a kill may leave what its next writer removes
         finished += 1
         shutil.rmtree(out)  # and from the start again, until it was killed often enough
     print(f"{pipeline}: {kills} kills, {len(where)} places to go on from, {finished} trainings finished, all of the same bits")
