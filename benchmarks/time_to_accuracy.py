@@ -93,7 +93,7 @@ def train_seeds(recipe: Recipe, seeds: range, name: str, store: Store, out: Path
         outcome = earlier(one, place)
         if outcome is None:
             (place / "checkpoint.pt").unlink(missing_ok=True)  # an interrupted seed begins again: its clock would have a gap
-            outcome = {**attempt(one, place, device, name, say, kept), "trained_now": True}
+            outcome = {**attempt([(one, place)], device, name, say, kept)[0], "trained_now": True}
         elif "diverged" not in outcome and (outcome["data"]["sha256"], outcome["hardware"]["device"]) != (store.sha256, hardware(device)["device"]):
             raise InputError(f"{place}: trained on other images or another device: remove it, or name another folder with --out")
         else:

@@ -14,11 +14,16 @@ def compile_step(training) -> None:
     if training.precision == "fp16":
         raise InputError("--compiled with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
     mode = "max-autotune" if training.device.type == "cuda" else "default"
-    for group in training.optimiser.param_groups:  # a number would be a constant, and compiled anew with every rate
-        group["lr"] = torch.tensor(float(group["lr"]), device=training.device)
+    keep_rates(training.optimiser, training.device)
     # no dynamic shapes: a program each for the full batch, the last one, and every side
     training.forward = torch.compile(training.forward, dynamic=False, mode=mode)
     training.update = torch.compile(training.optimiser.step, dynamic=False, mode=mode)
+
+
+def keep_rates(optimiser: torch.optim.Optimizer, device: torch.device) -> None:
+    """Have the learning rates in tensors: a number would be a constant of the program, and compiled anew with every rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def of_recipes(recipes: list[str]) -> Spec:
             spec.flags += [name, f"--no-{flag(setting.name)}"]
         else:
             spec.flags.append(name)
-            spec.values[name] = list(setting.metadata["choices"] or open_choices.get(setting.name, []))
+            spec.values[name] = [*map(str, setting.metadata["choices"] or open_choices.get(setting.name, []))]
     return spec
 
 

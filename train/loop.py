@@ -5,7 +5,7 @@ Shapes: images [B,C,H,W] channels_last, labels int64[B], `Targets` of B images, 
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipelines.errors import InputError
 from pipelines.mixing import Targets, mix
 from train.average import Average
-from train.compiled import compile_step, restore
+from train.compiled import compile_step, keep_rates, restore
 from train.device import DTYPES, precision_of
 from train.evaluate import Outcome, evaluate
 from train.objective import cross_entropy, distillation
@@ -26,6 +26,28 @@ from train.progressive import resize, side
 from train.recipe import Recipe
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
+
+# Gives the images and targets of each step, and takes its loss and logits: whoever follows it decides how a step is computed.
+Course = Generator[tuple[torch.Tensor, Targets], tuple[torch.Tensor, torch.Tensor], None]
+
+
+def follow(course: Course, step: Callable):
+    """Take a course to its end, and give what it returns: every step is `step(images, targets)`, which gives (loss, logits).
+
+    What a step raises comes up in the course, whose contexts may have something to save or to say.
+    """
+    try:
+        batch = next(course)
+        while True:
+            try:
+                result = step(*batch)
+            except BaseException as error:
+                course.throw(error)
+                raise
+            batch = course.send(result)
+    except StopIteration as end:
+        return end.value
+
 
 class Diverged(InputError):
     """The loss is no longer a number: `epoch` and `step` (from 1) are the first where it was not."""
@@ -49,7 +71,7 @@ class Progress:
 
 @dataclass
 class Training:
-    """A net on its way through a recipe: `run` does one epoch after another and tells `on_epoch` of each."""
+    """A net on its way through a recipe: `course` goes through one epoch after another and tells `on_epoch` of each."""
 
     recipe: Recipe
     net: nn.Module
@@ -109,13 +131,18 @@ class Training:
 
     def _try_all(self) -> None:
         before = deepcopy(self.net.state_dict())
+        for images, targets in self.sizes():
+            for _ in range(3):  # a program's first calls record it
+                self.step(images, targets)
+        restore(self.net, self.optimiser, before)
+
+    def sizes(self) -> Iterator[tuple[torch.Tensor, Targets]]:
+        """A batch of every size of image and of batch that is to come."""
         images, targets = next(self.batches(0))
         last = len(self.train.plan.ids) % len(images)
         for side in sorted({self._side(epoch) for epoch in range(self.recipe.epochs)}):
             for count in {len(images), last} - {0}:
-                for _ in range(3):  # a program's first calls record it
-                    self.step(resize(images[:count], side), targets.first(count))
-        restore(self.net, self.optimiser, before)
+                yield resize(images[:count], side), targets.first(count)
 
     def prepare(self) -> None:
         """Let a net that looks at training images before it learns, as `speednet`'s whitening, do so: the first batch."""
@@ -131,7 +158,11 @@ class Training:
         return self.average.net if self.average else self.net
 
     def run(self, on_epoch: Callable[[dict, list[float]], None], on_step: Callable[[], None] = lambda: None) -> None:
-        """Train from where `progress` is to the last epoch. `on_epoch(metrics, losses)` gets each epoch's line and the loss
+        """Follow the `course` with this training's own steps."""
+        follow(self.course(on_epoch, on_step), self.step)
+
+    def course(self, on_epoch: Callable[[dict, list[float]], None], on_step: Callable[[], None] = lambda: None) -> Course:
+        """From where `progress` is to the last epoch. `on_epoch(metrics, losses)` gets each epoch's line and the loss
         of every step; `on_step` is called after each step, when `state` may be taken."""
         if (self.progress.epoch, self.progress.step) == (0, 0):
             with self.watch.lap("train"):
@@ -140,7 +171,7 @@ class Training:
             before = self.watch.seconds["train"]
             self.watch.seconds["train"] += self.progress.seconds
             with self.watch.lap("train"):
-                losses, right, seen = self.epoch(epoch, self.progress.step, on_step)
+                losses, right, seen = yield from self.steps(epoch, self.progress.step, on_step)
             line = self._line(losses, right, seen, self.watch.seconds["train"] - before)
             self.plateau.step(line["train_loss"])
             self.history.append(line)
@@ -190,6 +221,8 @@ class Training:
         """Go on from a `state`. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` where it is none of this recipe's."""
         self.net.load_state_dict(state["net"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.recipe.compiled:
+            keep_rates(self.optimiser, self.device)
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
@@ -214,8 +247,12 @@ class Training:
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
 
-    def epoch(self, epoch: int, start: int = 0, on_step: Callable[[], None] = lambda: None) -> tuple[list[float], int, int]:
-        """(loss of each step, right predictions while training, images seen); one host sync, at the end.
+    def epoch(self, epoch: int) -> tuple[list[float], int, int]:
+        """Train an epoch alone: what `steps` returns."""
+        return follow(self.steps(epoch), self.step)
+
+    def steps(self, epoch: int, start: int = 0, on_step: Callable[[], None] = lambda: None) -> Course:
+        """The course of an epoch; returns (loss of each step, right predictions, images seen); one host sync, at the end.
 
         start  the step to go on from, with `progress` as it was then
         """
@@ -227,7 +264,7 @@ class Training:
             for step, (images, targets) in enumerate(self.batches(epoch, start), start):
                 images = resize(images, self._side(epoch))
                 self._set_rate(epoch + step / steps)
-                loss, logits = self.step(images, targets)
+                loss, logits = yield images, targets
                 at.losses.append(loss)
                 at.right = at.right + (logits.argmax(1) == targets.labels).sum()
                 at.seen += len(images)
@@ -257,31 +294,30 @@ class Training:
     def _set_rate(self, progress: float) -> None:
         plateau = self.plateau.value if self.recipe.schedule == "plateau" else 1.0
         for group in self.optimiser.param_groups:
-            rate = group["initial_lr"] * self.schedule(progress) * plateau
-            if torch.is_tensor(group["lr"]):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            set_rate(group, group["initial_lr"] * self.schedule(progress) * plateau)
 
     def step(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """One update. The detached loss (mean over the batch, float32) and the logits."""
         loss, logits = self.forward(images, targets)
         self.backward(loss)
         self.update()
-        if self.average:
-            self.average.update()
+        self.moved()
         return loss.detach(), logits.detach()
 
     def forward(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, logits) of a batch, with their graph."""
         with self.autocast():
             logits = self.net(images)
+        return self.loss(logits, images, targets), logits
+
+    def loss(self, logits: torch.Tensor, images: torch.Tensor, targets: Targets) -> torch.Tensor:
+        """What the step is to make smaller, a float32 scalar."""
         loss = cross_entropy(logits.float(), targets, self.recipe.label_smoothing)
         if self.teacher is None:
-            return loss, logits
+            return loss
         with torch.no_grad(), self.autocast():
             taught = self.teacher(images)
-        return torch.lerp(loss, distillation(logits.float(), taught.float(), self.recipe.temperature), self.recipe.teacher_share), logits
+        return torch.lerp(loss, distillation(logits.float(), taught.float(), self.recipe.temperature), self.recipe.teacher_share)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Fresh gradients of the scaled loss."""
@@ -292,3 +328,16 @@ class Training:
         """Move the weights by their gradients."""
         self.scaler.step(self.optimiser)
         self.scaler.update()
+
+    def moved(self) -> None:
+        """What follows a step's update."""
+        if self.average:
+            self.average.update()
+
+
+def set_rate(group: dict, rate: float | torch.Tensor) -> None:
+    """Give an optimiser's group a learning rate; a compiled step keeps it in a tensor."""
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

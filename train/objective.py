@@ -13,8 +13,16 @@ def cross_entropy(logits_BK: torch.Tensor, targets: Targets, smoothing: float) -
     """The mean cross-entropy; of a mixed image, that of both its labels by their shares."""
     if targets.partners is None:
         return F.cross_entropy(logits_BK, targets.labels, label_smoothing=smoothing)
-    own, theirs = (F.cross_entropy(logits_BK, labels, label_smoothing=smoothing, reduction="none") for labels in (targets.labels, targets.partners))
-    return torch.lerp(own, theirs, targets.share).mean()
+    return cross_entropies(logits_BK, targets, smoothing).mean()
+
+
+def cross_entropies(logits_BK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
+    """The cross-entropy of each image, float32[B]."""
+    own = F.cross_entropy(logits_BK, targets.labels, label_smoothing=smoothing, reduction="none")
+    if targets.partners is None:
+        return own
+    theirs = F.cross_entropy(logits_BK, targets.partners, label_smoothing=smoothing, reduction="none")
+    return torch.lerp(own, theirs, targets.share)
 
 
 def distillation(logits_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: float) -> torch.Tensor:

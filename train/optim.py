@@ -43,8 +43,8 @@ class Muon(torch.optim.Optimizer):
     sqrt(out), so that the rate is a fraction of the filter.
     """
 
-    def __init__(self, groups: list[dict], momentum: float = 0.9):
-        super().__init__(groups, dict(lr=0.0, momentum=momentum, weight_decay=0.0, filters=False))
+    def __init__(self, groups: list[dict], lr: float = 0.0, momentum: float = 0.9):
+        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=0.0, filters=False))
 
     @torch.no_grad()
     def step(self, closure=None) -> None:

@@ -36,6 +36,8 @@ class Recipe:
     batch_size: int = _setting(128, "images a step")
     seed: int = _setting(0, "of the weights, the order and the augmentation; 0 to 2**32 - 1")
     runs: int = _setting(1, "trainings, with seeds seed, seed + 1, ...")
+    together: int = _setting(1, "trainings that share one program, where there are several: a GPU has room for many small nets")
+    sweep: str = _setting("", "FIELD=VALUE,VALUE,...: a training (or `runs` of them) for each value of a setting")
     device: str = _setting("auto", "where to train", DEVICES)
     precision: str = _setting("auto", "of the forward and backward pass", PRECISIONS)
     compiled: bool = _setting(False, "compile the training step (torch.compile; CUDA graphs on a GPU)")
@@ -91,7 +93,7 @@ class Recipe:
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
             if choices and value not in choices:
                 raise InputError(f"--{flag(setting.name)} {value}: choose one of {', '.join(map(str, choices))}")
-        for name in ("epochs", "batch_size", "runs", "step_epochs"):
+        for name in ("epochs", "batch_size", "runs", "together", "step_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give 1 or more")
         for name in ("eval_every", "held_out", "first_side"):

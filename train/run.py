@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipelines.store import Store
 from train import checkpoint, events, report, result
 from train.device import DTYPES, precision_of
 from train.failures import explained
-from train.loop import Training
+from train.loop import Course, Training, follow
 from train.machine import commit, hardware, versions
 from train.recipe import Recipe
 from train.resume import go_on
@@ -34,61 +34,82 @@ TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a tra
 
 @dataclass
 class Kept:
-    """What the seeds of one process share, once the first has made it: the verified store, and the compiled training."""
+    """What the seeds of one process share, once the first has made it: the verified store, and the compiled trainings
+    by the place that each has among those that go together."""
 
     store: Store | None = None
-    training: Training | None = None
+    trainings: dict[int, Training] = field(default_factory=dict)
+
+
+class Run:
+    """One seed: set-up at its making, training as a `course`, and all files of the run folder.
+
+    state  a checkpoint's, to go on from
+    slot   its place among the `together` trainings that are one program, whose seconds all of them have
+    """
+
+    together = 1
+
+    def __init__(self, recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept, state: dict | None = None, slot: int = 0):
+        self.recipe, self.out, self.name, self.say = recipe, out, name, say
+        self.watch, self.state = Stopwatch(device), state
+        with self.watch.lap("setup"):
+            if kept.store is None:
+                kept.store = data.locate(recipe.data)
+                kept.store.verify()
+            self.store = kept.store
+            self.training = assemble(recipe, self.store, device, self.watch, kept.trainings.get(slot))
+            if recipe.compiled:
+                kept.trainings[slot] = self.training
+            make_folder(out)
+        say(headline(recipe, self.training, self.store, device))
+
+    def course(self) -> Course:
+        """The training's, with the run folder's metrics and checkpoint kept up with it."""
+        recipe, training, out = self.recipe, self.training, self.out
+        if self.state:
+            go_on(training, self.state, self.store, out)
+            self.say(f"goes on at epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
+        (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
+        metrics, steps = (Lines(out / name, training.progress.epoch) for name in ("metrics.jsonl", "steps.jsonl"))
+        board = events.board(out, recipe.events, goes_on=bool(self.state))
+        self.saver = Saver(training, self.store, out, self.name, self.say)
+        with self.saver as saver, board as show, explained(recipe, training.device):
+
+            def on_epoch(line: dict, losses: list[float]) -> None:
+                steps.add([{"epoch": line["epoch"], "step": step + 1, "loss": loss} for step, loss in enumerate(losses)])
+                metrics.add([line])
+                saver.save()
+                show(line, losses)
+                self.say(epoch_line(line, recipe.epochs))
+
+            yield from training.course(on_epoch, saver.on_step)
+
+    def finish(self) -> dict:
+        """Write the model, the report and the summary, and give the summary."""
+        out, recipe, training, store = self.out, self.recipe, self.training, self.store
+        summary = summarise(recipe, training, store, self.name) | {"together": self.together}
+        described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
+        identity = {"net": recipe.net, "norm": recipe.norm, **described}
+        checkpoint.save_model(out / "model.safetensors", training.finished, identity)
+        summary["seconds"] = self.watch.report()  # for the page; the summary's count the page, too
+        write_json(out / "summary.json", summary)  # whatever becomes of the pictures
+        report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))
+        summary["seconds"] = self.watch.report()
+        write_json(out / "summary.json", summary)
+        notes = [summary["tested_on"]] * (summary["tested_on"] != "test") + ["taught"] * summary["taught"]
+        held = f" ({', '.join(notes)})" if notes else ""
+        self.say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{held} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
+        return summary
 
 
 def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept, state: dict | None = None) -> dict:
-    """One seed: set-up, training, and all files of the run folder. `state` is a checkpoint's, to go on from."""
-    watch = Stopwatch(device)
-    with watch.lap("setup"):
-        if kept.store is None:
-            kept.store = data.locate(recipe.data)
-            kept.store.verify()
-        store = kept.store
-        training = assemble(recipe, store, device, watch, kept.training)
-        kept.training = training if recipe.compiled else None
-        make_folder(out)
-    with watch.lap("compile"), explained(recipe, device):
-        training.warm_up()
-    say(headline(recipe, training, store, device))
-    if state:
-        go_on(training, state, store, out)
-        say(f"goes on at epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
-    follow(training, store, out, name, say)
-    summary = summarise(recipe, training, store, name)
-    described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
-    identity = {"net": recipe.net, "norm": recipe.norm, **described}
-    checkpoint.save_model(out / "model.safetensors", training.finished, identity)
-    summary["seconds"] = watch.report()  # for the page; the summary's count the page, too
-    write_json(out / "summary.json", summary)  # whatever becomes of the pictures
-    report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))
-    summary["seconds"] = watch.report()
-    write_json(out / "summary.json", summary)
-    notes = [summary["tested_on"]] * (summary["tested_on"] != "test") + ["taught"] * summary["taught"]
-    held = f" ({', '.join(notes)})" if notes else ""
-    say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{held} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
-    return summary
-
-
-def follow(training: Training, store: Store, out: Path, name: str, say) -> None:
-    """Train to the end, and keep the run folder's metrics and checkpoint up with it."""
-    (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
-    recipe, at = training.recipe, training.progress
-    metrics, steps = Lines(out / "metrics.jsonl", at.epoch), Lines(out / "steps.jsonl", at.epoch)
-    board = events.board(out, recipe.events, goes_on=(at.epoch, at.step) != (0, 0))
-    with Saver(training, store, out, name, say) as saver, board as show, explained(recipe, training.device):
-
-        def on_epoch(line: dict, losses: list[float]) -> None:
-            steps.add([{"epoch": line["epoch"], "step": step + 1, "loss": loss} for step, loss in enumerate(losses)])
-            metrics.add([line])
-            saver.save()
-            show(line, losses)
-            say(epoch_line(line, recipe.epochs))
-
-        training.run(on_epoch, saver.on_step)
+    """The summary of one seed. `state` is a checkpoint's, to go on from."""
+    run = Run(recipe, out, device, name, say, kept, state)
+    with run.watch.lap("compile"), explained(recipe, device):
+        run.training.warm_up()
+    follow(run.course(), run.training.step)
+    return run.finish()
 
 
 def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None) -> Training:

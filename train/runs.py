@@ -12,12 +12,14 @@ import pipelines
 from pipelines.errors import InputError, reason
 from train.interval import Interval
 from train.device import device_of
+from train.failures import explained
 from train.loop import Diverged
 from train.recipe import Recipe
 from train.resume import read, recipe_of
-from train.run import Kept, folder, train_once, write_json
+from train.run import Kept, Run, folder, train_once, write_json
+from train.together import Together
 
-NOT_COMPARED = ("name", "seed", "runs", "out", "data")  # what two runs of one experiment may differ in
+NOT_COMPARED = ("name", "seed", "runs", "together", "sweep", "out", "data")  # what two runs of one experiment may differ in
 
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
@@ -35,6 +37,10 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
     if recipe.net not in nets.names():
         raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
     out = folder(recipe)
+    if recipe.sweep:
+        from train import sweep  # which stands on this module
+
+        return sweep.train(recipe, out, device, name, say)
     if recipe.runs == 1:
         return train_once(recipe, out, device, name, say, Kept(), state)
     return train_many(recipe, out, device, name, say)
@@ -46,41 +52,96 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say) -> dict:
     A diverged seed is written to its folder's `diverged.json`, counted, and left out of no count; the accuracies
     are of the others. Raises `InputError` where the folder holds another experiment's seeds, or all diverged.
     """
-    finished, diverged, kept = [], [], Kept()
-    for seed in range(recipe.seed, recipe.seed + recipe.runs):
-        one, place = replace(recipe, seed=seed, runs=1), out / f"seed-{seed}"
-        outcome = earlier(one, place)
-        if outcome:
-            say(f"{place}: finished earlier, kept")
-        else:
-            outcome = attempt(one, place, device, name, say, kept)
-        (diverged if "diverged" in outcome else finished).append(outcome)
-    if not finished:
-        raise InputError(f"{out}: all {recipe.runs} runs diverged ({diverged[0]['diverged']})")
-    if len({json.dumps(run.get("data"), sort_keys=True) for run in finished}) > 1:
-        raise InputError(f"{out}: its seeds were trained on different data: remove those of the old data, or name another folder with --out")
-    accuracies = [run["test_accuracy"] for run in finished]
-    interval = Interval.of(accuracies)
-    lost = [{key: run[key] for key in ("seed", "epoch", "step")} for run in diverged]
-    together = {"seeds": [run["seed"] for run in finished], "test_accuracies": accuracies, **asdict(interval), "diverged": lost}
-    if interval.n == 1:
-        together |= dict.fromkeys(("deviation", "low", "high"))  # JSON has no NaN
-    summary = {**finished[-1], "runs": together}
+    outcomes = train_jobs(seeds(recipe, out), recipe.together, device, name, say, Kept())
+    summary = {**next((o for o in reversed(outcomes) if "diverged" not in o), {}), "runs": gathered(outcomes, out)}
     write_json(out / "summary.json", summary)
-    say(f"{recipe.runs} runs: test accuracy {interval}" + "".join(f"; {run['diverged']}" for run in diverged))
+    lost = [o["diverged"] for o in outcomes if "diverged" in o]
+    say(f"{recipe.runs} runs: test accuracy {of_runs(summary['runs'])}" + "".join(f"; {said}" for said in lost))
     return summary
 
 
-def attempt(recipe: Recipe, place: Path, device, name: str, say, kept: Kept) -> dict:
-    """The summary of one seed, which goes on where it was interrupted; where it diverges, what `diverged.json` says of it."""
+def seeds(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
+    """(recipe, folder) of each of a recipe's runs."""
+    return [(replace(recipe, seed=seed, runs=1, together=1, sweep=""), out / f"seed-{seed}") for seed in range(recipe.seed, recipe.seed + recipe.runs)]
+
+
+def train_jobs(jobs: list[tuple[Recipe, Path]], together: int, device, name: str, say, kept: Kept) -> list[dict]:
+    """What each job's folder says of it in the end: its summary, or where it diverged. A finished one is not trained again."""
+    outcomes = {place: earlier(one, place) for one, place in jobs}
+    waiting = []
+    for one, place in jobs:
+        if outcomes[place]:
+            say(f"{place}: finished earlier, kept")
+        else:
+            waiting.append((one, place))
+    while waiting:
+        group, waiting = waiting[:together], waiting[together:]
+        for (_, place), outcome in zip(group, attempt(group, device, name, say, kept)):
+            outcomes[place] = outcome
+    return [outcomes[place] for _, place in jobs]
+
+
+def gathered(outcomes: list[dict], out: Path) -> dict:
+    """The accuracies of several runs with their interval, and where others diverged. Raises `InputError` where all did."""
+    finished = [o for o in outcomes if "diverged" not in o]
+    if not finished:
+        raise InputError(f"{out}: all {len(outcomes)} runs diverged ({outcomes[0]['diverged']})")
+    if len({json.dumps(run.get("data"), sort_keys=True) for run in finished}) > 1:
+        raise InputError(f"{out}: its seeds were trained on different data: remove those of the old data, or name another folder with --out")
+    accuracies = [run["test_accuracy"] for run in finished]
+    interval = asdict(Interval.of(accuracies))
+    if len(finished) == 1:
+        interval |= dict.fromkeys(("deviation", "low", "high"))  # JSON has no NaN
+    lost = [{key: run[key] for key in ("seed", "epoch", "step")} for run in outcomes if "diverged" in run]
+    return {"seeds": [run["seed"] for run in finished], "test_accuracies": accuracies, **interval, "diverged": lost}
+
+
+def of_runs(runs: dict) -> Interval:
+    """The interval of `gathered` runs."""
+    return Interval.of(runs["test_accuracies"])
+
+
+def attempt(jobs: list[tuple[Recipe, Path]], device, name: str, say, kept: Kept) -> list[dict]:
+    """The summary of each job, which goes on where it was interrupted; where it diverges, what `diverged.json` says of it.
+
+    Several go together, but where an interruption left them at different steps: then one after another.
+    """
+    states = [interrupted(one, place) for one, place in jobs]
+    if len(jobs) > 1 and len({state and (state["epoch"], state["step"]) for state in states}) > 1:
+        return [outcome for job in jobs for outcome in attempt([job], device, name, say, kept)]
+    if len(jobs) > 1:
+        return go_together(jobs, states, device, name, say, kept)
+    ((one, place),) = jobs
     try:
-        return train_once(recipe, place, device, name, say, kept, interrupted(recipe, place))
+        return [train_once(one, place, device, name, say, kept, states[0])]
     except Diverged as error:
-        say(str(error))
-        place.mkdir(parents=True, exist_ok=True)
-        outcome = {"diverged": str(error), "seed": recipe.seed, "epoch": error.epoch, "step": error.step}
-        write_json(place / "diverged.json", {**outcome, "recipe": {"name": name, **asdict(recipe)}})
-        return outcome
+        return [diverged(error, one, place, name, say)]
+
+
+def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], device, name: str, say, kept: Kept) -> list[dict]:
+    """`attempt` of several jobs of one shape as one program."""
+    runs = [Run(*job, device, name, say, kept, state, slot) for slot, (job, state) in enumerate(zip(jobs, states))]
+    for run in runs:
+        run.together = len(runs)
+    group = Together([run.training for run in runs], batched=device.type == "cuda")
+    with runs[0].watch.lap("compile"), explained(jobs[0][0], device):
+        group.warm_up()
+    try:
+        errors = group.follow([run.course() for run in runs])
+    except KeyboardInterrupt:
+        for run in runs:
+            run.saver.save()  # all at one step, so that they can go on together
+        raise
+    return [diverged(error, *job, name, say) if error else run.finish() for error, job, run in zip(errors, jobs, runs)]
+
+
+def diverged(error: Diverged, recipe: Recipe, place: Path, name: str, say) -> dict:
+    """Say and write where a run diverged."""
+    say(str(error))
+    place.mkdir(parents=True, exist_ok=True)
+    outcome = {"diverged": str(error), "seed": recipe.seed, "epoch": error.epoch, "step": error.step}
+    write_json(place / "diverged.json", {**outcome, "recipe": {"name": name, **asdict(recipe)}})
+    return outcome
 
 
 def interrupted(recipe: Recipe, place: Path) -> dict | None:
@@ -89,7 +150,7 @@ def interrupted(recipe: Recipe, place: Path) -> dict | None:
         return None
     state = read(place)
     theirs = asdict(recipe_of(state, place)[1])
-    return state if all(theirs[key] == value for key, value in asdict(recipe).items() if key not in ("out", "data", "runs")) else None
+    return state if all(theirs[key] == value for key, value in asdict(recipe).items() if key not in ("out", "data", "runs", "together", "sweep")) else None
 
 
 def earlier(recipe: Recipe, place: Path) -> dict | None:

@@ -1,0 +1,180 @@
+"""Several trainings as one program give what each gives alone."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import nets
+from pipelines.errors import InputError
+from train import runs, saving
+from train.checkpoint import load, load_model
+from train.loop import Diverged
+from train.recipe import Recipe
+from train.run import Kept, Run
+from train.runs import train
+from train.sweep import read
+from train.together import Together, side_by_side, stacked
+
+SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32")
+
+
+def quiet(*_):
+    pass
+
+
+def finished(store, out, settings: dict, several: list[dict], batched: bool) -> list[dict]:
+    """The summaries of several trainings that go together."""
+    made = [Recipe(**{**SMALL, **settings, **own}, data=str(store.path), out=str(out / str(i))) for i, own in enumerate(several)]
+    each = [Run(recipe, out / str(i), torch.device("cpu"), "test", quiet, Kept()) for i, recipe in enumerate(made)]
+    errors = Together([run.training for run in each], batched).follow([run.course() for run in each])
+    assert errors == [None] * len(several)
+    return [run.finish() for run in each]
+
+
+def alone(store, out, settings: dict, several: list[dict]) -> list[dict]:
+    return [train(Recipe(**{**SMALL, **settings, **own}, data=str(store.path), out=str(out / f"alone-{i}")), "test", quiet) for i, own in enumerate(several)]
+
+
+def losses(folder) -> torch.Tensor:
+    return torch.tensor([json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()])
+
+
+SETTINGS = {
+    "plain": ({}, [{"seed": s} for s in range(3)]),
+    "muon growing": (dict(net="quick", optimiser="muon", muon_lr=0.02, first_side=16, schedule="linear", warmup=1.0), [{"seed": s} for s in range(2)]),
+    "whitening": (dict(net="speednet", optimiser="muon", lr=0.1, head_lr=0.1, muon_lr=0.01), [{"seed": s} for s in range(2)]),
+    "adamw, mean of weights, mixed": (dict(optimiser="adamw", lr=1e-4, ema=0.9, mixup=0.5, label_smoothing=0.1), [{"seed": s} for s in range(2)]),
+    "other rates and losses": (dict(momentum=0.5), [{"lr": 0.01}, {"lr": 0.02}, {"label_smoothing": 0.2}, {"weight_decay": 0.1}]),
+    "plateau": (dict(schedule="plateau", patience=0), [{"seed": 1}, {"lr": 0.0}]),
+}
+
+
+@pytest.mark.parametrize("settings, several", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("batched", [True, False])
+def test_each_is_as_it_is_alone(store, tmp_path, settings, several, batched):
+    ours, theirs = finished(store, tmp_path, settings, several, batched), alone(store, tmp_path, settings, several)
+    for i, (a, b) in enumerate(zip(ours, theirs)):
+        together, single = losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}")
+        torch.testing.assert_close(together, single, rtol=2e-3, atol=2e-3) if batched else torch.testing.assert_close(together, single, rtol=0, atol=0)
+        assert a["test_accuracy"] == pytest.approx(b["test_accuracy"], abs=0.2 if batched else 0)  # 11 images
+        net = nets.load(a["net"], 10)
+        first, second = (load_model(tmp_path / name / "model.safetensors", net).state_dict() for name in (str(i), f"alone-{i}"))
+        for name, value in second.items():
+            torch.testing.assert_close(first[name], value, rtol=2e-2, atol=2e-2)
+    assert len({tuple(losses(tmp_path / str(i)).tolist()) for i in range(len(several))}) == len(several)  # they are not one another
+
+
+def test_slices_share_memory_and_gradients():
+    made = [torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    before = [m.weight.clone() for m in made]
+    whole = stacked([dict(m.named_parameters()) for m in made])
+    assert all(torch.equal(m.weight, w) and torch.equal(whole["weight"][i], w) for i, (m, w) in enumerate(zip(made, before)))
+    assert whole["weight"].flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    (whole["weight"] ** 2).sum().backward()
+    assert all(torch.equal(m.weight.grad, 2 * m.weight) for m in made)
+    with torch.no_grad():
+        made[1].weight.fill_(7.0)
+    assert (whole["weight"][1] == 7).all() and torch.equal(whole["weight"][0], before[0])
+
+
+def test_images_stand_side_by_side_without_a_copy():
+    images = [torch.randn(5, 3, 8, 8).to(memory_format=torch.channels_last) for _ in range(4)]
+    placed = side_by_side(images)
+    assert placed.shape == (5, 4, 3, 8, 8) and all(torch.equal(placed[:, i], image) for i, image in enumerate(images))
+    folded = placed.reshape(5, 12, 8, 8)
+    assert folded.data_ptr() == placed.data_ptr() and folded.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_diverges_and_the_others_go_on(store, tmp_path):
+    made = [Recipe(**{**SMALL, "lr": lr, "seed": 3}, data=str(store.path)) for lr in (0.01, 1e30)]
+    each = [Run(recipe, tmp_path / str(i), torch.device("cpu"), "", quiet, Kept()) for i, recipe in enumerate(made)]
+    errors = Together([run.training for run in each], True).follow([run.course() for run in each])
+    assert errors[0] is None and isinstance(errors[1], Diverged)
+    alone(store, tmp_path, {}, [{"seed": 3}])
+    torch.testing.assert_close(losses(tmp_path / "0"), losses(tmp_path / "alone-0"), rtol=2e-3, atol=2e-3)
+
+
+def test_runs_together_are_the_runs(store, tmp_path):
+    """From the command's side: the same folders, the same figures, and a finished seed is kept."""
+    settings = dict(SMALL, runs=3, data=str(store.path))
+    apart = train(Recipe(**settings, out=str(tmp_path / "apart")), "", quiet)
+    train(Recipe(**{**settings, "runs": 1}, out=str(tmp_path / "seed" / "seed-0")), "", quiet)
+    said = []
+    close = train(Recipe(**settings, together=2, out=str(tmp_path / "seed")), "", said.append)
+    assert any("finished earlier" in line for line in said)
+    assert close["runs"]["seeds"] == [0, 1, 2] and close["runs"]["test_accuracies"] == apart["runs"]["test_accuracies"]
+    ones = [json.loads((tmp_path / "seed" / f"seed-{s}" / "summary.json").read_text()) for s in range(3)]
+    assert [one["together"] for one in ones] == [1, 2, 2]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interruption_goes_on_together(store, tmp_path, monkeypatch):
+    settings = dict(SMALL, runs=2, together=2, save_minutes=0.0, data=str(store.path))
+    whole = train(Recipe(**settings, out=str(tmp_path / "whole")), "", quiet)
+    real, count = saving.Saver.on_step, iter(range(1, 1000))
+
+    def on_step(self):
+        real(self)
+        if next(count) == 8:  # both behind their fourth step
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.Saver, "on_step", on_step)
+        with pytest.raises(Interrupted):
+            train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)
+    started = []
+    monkeypatch.setattr(runs, "go_together", lambda jobs, states, *rest: started.append(states) or REAL(jobs, states, *rest))
+    again = train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)
+    assert [(state["epoch"], state["step"]) for state in started[0]] == [(1, 1), (1, 1)]
+    assert again["runs"] == whole["runs"]
+    for seed in (0, 1):
+        one, other = (load(tmp_path / name / f"seed-{seed}" / "checkpoint.pt")["net"] for name in ("whole", "cut"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+REAL = runs.go_together
+
+
+def test_an_interruption_at_different_steps_goes_on_one_after_another(store, tmp_path, monkeypatch):
+    settings = dict(SMALL, runs=2, together=2, data=str(store.path))
+    whole = train(Recipe(**settings, out=str(tmp_path / "whole")), "", quiet)
+    one = Recipe(**{**settings, "runs": 1, "together": 1, "epochs": 2})
+    course = Run(one, tmp_path / "cut" / "seed-0", torch.device("cpu"), "", quiet, Kept())
+    going, training = course.course(), course.training
+    batch = next(going)
+    for _ in range(4):
+        batch = going.send(training.step(*batch))
+    course.saver.save()
+    going.close()
+    monkeypatch.setattr(runs, "go_together", None)
+    assert train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)["runs"] == whole["runs"]
+
+
+def test_a_sweep_trains_each_value(store, tmp_path):
+    said = []
+    settings = dict(SMALL, epochs=1, sweep="lr=0.01,0.03,0.01", together=2, data=str(store.path))
+    summary = train(Recipe(**settings, out=str(tmp_path / "s")), "", said.append)
+    assert [end["lr"] for end in summary["values"]] == [0.01, 0.03] and json.loads((tmp_path / "s" / "sweep.json").read_text()) == summary
+    assert json.loads((tmp_path / "s" / "lr-0.03" / "summary.json").read_text())["recipe"]["lr"] == 0.03
+    assert "0.03" in said[-1] and "0.01" in said[-1]
+    several = train(Recipe(**{**settings, "runs": 2, "sweep": "lr=0.01,1e30"}, out=str(tmp_path / "d")), "", said.append)
+    assert several["values"][0]["n"] == 2 and several["values"][1].keys() == {"lr", "diverged"} and "diverged" in said[-1]
+
+
+@pytest.mark.parametrize("sweep", ["lr", "lr=", "nothing=1", "lr=a", "seed=1,2", "momentum=2,x", "flip=up", "nesterov=yes"])
+def test_sweeps_that_cannot_be(sweep):
+    with pytest.raises(InputError):
+        read(Recipe(sweep=sweep))
+    assert read(Recipe(sweep="nesterov=true,false")) == ("nesterov", [True, False])
+    assert read(Recipe(sweep="first-side=16,20")) == ("first_side", [16, 20])
+
+
+def test_shapes_do_not_go_together(store, tmp_path):
+    with pytest.raises(InputError, match="cannot go together"):
+        train(Recipe(**SMALL, sweep="batch_size=8,16", together=2, data=str(store.path), out=str(tmp_path / "s")), "", quiet)
+    assert replace(Recipe(), together=2).together == 2

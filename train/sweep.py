@@ -1,0 +1,67 @@
+"""--sweep FIELD=VALUE,VALUE,...: a training for each value of a setting, or --runs K of them, and a table of what they reached.
+
+Values are tried on what the recipe tests on: for choosing a setting, give --held-out too. `--together G` takes G of the
+trainings at once, where the setting does not change a net's shape or the number and size of its steps.
+"""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from nets.__main__ import table
+from pipelines.errors import InputError
+from train.recipe import Recipe, flag
+from train.run import Kept, write_json
+from train.runs import gathered, of_runs, seeds, train_jobs
+
+FIXED = ("seed", "runs", "together", "sweep", "out", "data", "device")  # not settings of one training, or the same for all
+SHAPES = ("net", "norm", "limit", "held_out", "epochs", "eval_every", "batch_size", "precision", "compiled", "optimiser", "first_side", "grown", "pipeline")
+
+
+def train(recipe: Recipe, out: Path, device: torch.device, name: str, say) -> dict:
+    """Train all values, each in `out/FIELD-VALUE` (with its seeds below it), and write and say how they ended."""
+    setting, values = read(recipe)
+    if recipe.together > 1 and setting in SHAPES:
+        raise InputError(f"--sweep {flag(setting)}: changes the shape of a training, so that they cannot go together: leave --together out")
+    places = [out / f"{flag(setting)}-{value}" for value in values]
+    each = [replace(recipe, sweep="", **{setting: value}) for value in values]
+    jobs = [seeds(one, place) if recipe.runs > 1 else [(replace(one, runs=1, together=1), place)] for one, place in zip(each, places)]
+    outcomes = iter(train_jobs([job for several in jobs for job in several], recipe.together, device, name, say, Kept()))
+    ends = []
+    for value, place, several in zip(values, places, jobs):
+        ended = [next(outcomes) for _ in several]
+        good = any("diverged" not in one for one in ended)
+        ends.append({setting: value, **(gathered(ended, place) if good else {"diverged": [one["diverged"] for one in ended]})})
+    summary = {"sweep": setting, "values": ends}
+    write_json(out / "sweep.json", summary)
+    say(shown(setting, ends))
+    return summary
+
+
+def shown(setting: str, ends: list[dict]) -> str:
+    """A line a value, the best last."""
+    ends = sorted(ends, key=lambda end: end.get("mean", -1.0))
+    return table((flag(setting), "test accuracy"), [(str(end[setting]), str(of_runs(end)) if "mean" in end else end["diverged"][0]) for end in ends], left=2)
+
+
+def read(recipe: Recipe) -> tuple[str, list]:
+    """(field, values of its type) that a recipe's `sweep` means. Raises `InputError` for what is none."""
+    word, equals, given = recipe.sweep.partition("=")
+    setting, kinds = word.replace("-", "_"), {f.name: f.type for f in fields(Recipe) if f.name not in FIXED}
+    if not equals or not given or setting not in kinds:
+        raise InputError(f"--sweep {recipe.sweep}: give FIELD=VALUE,VALUE,... with a setting such as lr")
+    try:
+        values = [switch(value) if kinds[setting] is bool else kinds[setting](value) for value in given.split(",")]
+    except ValueError:
+        raise InputError(f"--sweep {recipe.sweep}: {flag(setting)} takes values of type {kinds[setting].__name__}") from None
+    for value in values:
+        replace(recipe, **{setting: value})  # says what is wrong with it
+    return setting, list(dict.fromkeys(values))
+
+
+def switch(text: str) -> bool:
+    """True or False. Raises `ValueError` for anything else."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"

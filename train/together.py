@@ -1,0 +1,167 @@
+"""Several trainings as one program: small nets leave a device idle, and seeds of one net have one shape.
+
+The weights of G nets are slices of stacked tensors, so that each net, its optimiser's state and its running mean stay its own,
+while forward and backward run once for all (`torch.func.vmap` makes grouped convolutions of them) and the optimiser
+moves all in the launches of one. On a CPU the grouped convolutions were measured five times slower than one net after another,
+so there it is one after another.
+
+Shapes: images_BGCHW in memory order B,H,W,G,C (channels_last for a convolution of G groups), logits_GBK.
+"""
+
+from collections.abc import Iterable
+from copy import deepcopy
+
+import torch
+from torch.func import functional_call, vmap
+
+from pipelines.errors import InputError
+from pipelines.mixing import Targets
+from train.compiled import compile_step, restore
+from train.loop import Course, Diverged, Training, set_rate
+from train.objective import cross_entropies
+
+Batch = tuple[torch.Tensor, Targets]
+
+
+class Together:
+    """G trainings, of recipes that may differ in what does not change a net's shape or the steps' number and size.
+
+    batched  as one program; without it one after another, which gives the same
+
+    Raises `InputError` where that cannot be. The trainings' weights are moved; their states stay theirs.
+    """
+
+    def __init__(self, trainings: list[Training], batched: bool):
+        self.trainings, self.batched = trainings, batched
+        first = trainings[0]
+        self.device, self.precision = first.device, first.precision
+        if not batched:
+            return
+        if self.precision == "fp16":
+            raise InputError("--together with fp16: its loss scaler looks at one net at a time: use --precision bf16 or fp32")
+        self.parameters = stacked([dict(t.net.named_parameters()) for t in trainings])
+        self.buffers = stacked([dict(t.net.named_buffers()) for t in trainings])
+        self.gradients = [p.grad for p in self.parameters.values() if p.requires_grad]
+        self.optimiser, self.leaders = merged(trainings)
+        self.link()
+        if first.recipe.compiled:
+            compile_step(self)
+
+    def warm_up(self) -> None:
+        """Have every program compiled before the clock of training runs: steps of every size to come, undone afterwards."""
+        if not (self.batched and self.trainings[0].recipe.compiled):
+            return
+        random, before = torch.get_rng_state(), [deepcopy(t.net.state_dict()) for t in self.trainings]
+        for sizes in zip(*(t.sizes() for t in self.trainings)):
+            for _ in range(3):  # a program's first calls record it
+                self.step(list(sizes))
+        for training, state in zip(self.trainings, before):
+            restore(training.net, training.optimiser, state)
+        torch.set_rng_state(random)
+
+    def follow(self, courses: list[Course]) -> list[Diverged | None]:
+        """Take the courses of all trainings to their ends, step by step; where one diverges, the others go on."""
+        outcomes: list[Diverged | None] = [None] * len(courses)
+        batches = [next(course) for course in courses]
+        self.link()  # a course may have begun from a checkpoint
+        going = set(range(len(courses)))
+        while going:
+            some = batches[min(going)]  # of one size with all others that go on
+            try:
+                results = self.step([batch if i in going else some for i, batch in enumerate(batches)], going)
+            except BaseException as error:
+                courses[min(going)].throw(error)  # to be saved or explained there
+                raise
+            for i in sorted(going):
+                try:
+                    batches[i] = courses[i].send(results[i])
+                except StopIteration:
+                    going.discard(i)
+                except Diverged as error:  # its slices go on as they are, and nobody looks at them
+                    outcomes[i] = error
+                    going.discard(i)
+        return outcomes
+
+    def step(self, batches: list[Batch], going: Iterable[int] = ()) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(detached loss, logits) of each training's update by its batch; of those that are `going`, where not all are."""
+        if not self.batched:
+            going = set(going) or range(len(batches))
+            return [t.step(*batch) if i in going else None for i, (t, batch) in enumerate(zip(self.trainings, batches))]
+        images = side_by_side([images for images, _ in batches])
+        losses, logits = self.forward(images, [targets for _, targets in batches])
+        torch._foreach_zero_(self.gradients)
+        losses.sum().backward()  # of nets that share nothing: each gets the gradient of its own loss
+        for group, (i, number) in zip(self.optimiser.param_groups, self.leaders):
+            set_rate(group, self.trainings[i].optimiser.param_groups[number]["lr"])
+        self.update()
+        for training in self.trainings:
+            training.moved()
+        return list(zip(losses.detach(), logits.detach()))
+
+    def forward(self, images_BGCHW: torch.Tensor, targets: list[Targets]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(losses float32[G], logits_GBK) of a batch a net, with their graph."""
+        first = self.trainings[0]
+
+        def one(parameters: dict, buffers: dict, images_BCHW: torch.Tensor) -> torch.Tensor:
+            return functional_call(first.net, (parameters, buffers), (images_BCHW,))
+
+        with first.autocast():
+            logits = vmap(one, in_dims=(0, 0, 1), randomness="different")(self.parameters, self.buffers, images_BGCHW)
+        if len({(t.recipe.label_smoothing, t.recipe.teacher) for t in self.trainings}) == 1 and first.teacher is None:
+            every = Targets(*(None if part[0] is None else torch.cat(part) for part in zip(*targets)))
+            each = cross_entropies(logits.float().flatten(0, 1), every, first.recipe.label_smoothing)
+            return each.view(len(targets), -1).mean(1), logits
+        parts = zip(self.trainings, logits, images_BGCHW.unbind(1), targets)
+        return torch.stack([t.loss(said, images, wanted) for t, said, images, wanted in parts]), logits
+
+    def update(self) -> None:
+        """Move all weights by their gradients."""
+        self.optimiser.step()
+
+    def link(self) -> None:
+        """Have each weight's optimiser state be the one that its own training keeps."""
+        for training in self.trainings if self.batched else ():
+            for group in training.optimiser.param_groups:
+                for parameter in group["params"]:
+                    self.optimiser.state[parameter] = training.optimiser.state[parameter]
+
+
+def stacked(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One tensor [G,...] for the tensors of a name; those become slices of it, their gradients slices of its gradient."""
+    made = {}
+    for name in each[0]:
+        parts = [tensors[name] for tensors in each]
+        if parts[0].ndim == 4:  # channels_last each, and still so when G and the first dimension are one
+            whole = torch.stack([p.detach().permute(0, 2, 3, 1) for p in parts]).permute(0, 1, 4, 2, 3)
+        else:
+            whole = torch.stack([p.detach() for p in parts])
+        for part, piece in zip(parts, whole):
+            part.data = piece
+        if parts[0].requires_grad:
+            whole.requires_grad_()
+            whole.grad = torch.zeros_like(whole)
+            for part, piece in zip(parts, whole.grad):
+                part.grad = piece
+        made[name] = whole
+    return made
+
+
+def merged(trainings: list[Training]) -> tuple[torch.optim.Optimizer, list[tuple[int, int]]]:
+    """(one optimiser over all weights, (training, group) whose rate each of its groups follows). Groups of the same settings become one."""
+    groups: dict[tuple, dict] = {}
+    leaders = []
+    for i, training in enumerate(trainings):
+        own = i if training.recipe.schedule == "plateau" else -1  # whose rates part as the losses do
+        for number, group in enumerate(training.optimiser.param_groups):
+            settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
+            key = (own, *settings.items())
+            if key not in groups:
+                groups[key] = {**settings, "params": [], "lr": group["initial_lr"]}
+                leaders.append((i, number))
+            groups[key]["params"] += group["params"]
+    return type(trainings[0].optimiser)(list(groups.values()), lr=0.0), leaders
+
+
+def side_by_side(images: list[torch.Tensor]) -> torch.Tensor:
+    """images_BGCHW of G batches [B,C,H,W]: a view of B,H,W,G,C, so that a grouped convolution reads channels_last without a copy."""
+    return torch.stack([batch.permute(0, 2, 3, 1) for batch in images], 3).permute(0, 3, 4, 1, 2)
