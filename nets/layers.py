@@ -1,4 +1,4 @@
-"""The blocks that nets are made of: four norms, and convolution + norm + ReLU.
+"""The blocks that nets are made of: norms, and convolution + norm + ReLU.
 
 Shapes: images_NCHW, and every feature map in between, in channels_last memory order where the images are.
 """
@@ -6,7 +6,7 @@ Shapes: images_NCHW, and every feature map in between, in channels_last memory o
 import torch
 from torch import nn
 
-NORMS = ("batch", "ghost", "group", "layer")
+NORMS = ("batch", "ghost", "group", "layer", "channel")
 
 
 class GhostBatchNorm(nn.BatchNorm2d):
@@ -37,13 +37,21 @@ class GhostBatchNorm(nn.BatchNorm2d):
         return f"{super().extra_repr()}, ghost={self.ghost}"
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each pixel: 2 * channels parameters. Of a channels_last map it reads whole runs of memory."""
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        return super().forward(images_NCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def norm(kind: str, channels: int, groups: int = 8, ghost: int = 32) -> nn.Module:
     """A norm with 2 * channels trainable parameters, whatever its kind: parameter counts never depend on it.
 
-    batch  over the batch and the pixels, channel by channel
-    ghost  the same, over virtual batches of `ghost` images
-    group  over the pixels and channels / groups channels of one image; `groups` must divide the channels
-    layer  over all of one image: group norm with one group
+    batch    over the batch and the pixels, channel by channel
+    ghost    the same, over virtual batches of `ghost` images
+    group    over the pixels and channels / groups channels of one image; `groups` must divide the channels
+    layer    over all of one image: group norm with one group
+    channel  over the channels of one pixel
     """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
@@ -53,6 +61,8 @@ def norm(kind: str, channels: int, groups: int = 8, ghost: int = 32) -> nn.Modul
         return nn.GroupNorm(groups, channels)
     if kind == "layer":
         return nn.GroupNorm(1, channels)
+    if kind == "channel":
+        return ChannelNorm(channels)
     raise ValueError(f"norm {kind!r}: choose one of {', '.join(NORMS)}")
 
 

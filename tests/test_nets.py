@@ -131,7 +131,7 @@ def test_layer_norm_is_over_one_whole_image():
 
 
 def test_unknown_norm_and_ghost_of_none():
-    with pytest.raises(ValueError, match="choose one of batch, ghost, group, layer"):
+    with pytest.raises(ValueError, match="choose one of batch, ghost, group, layer, channel"):
         norm("instance", 8)
     with pytest.raises(ValueError, match="at least one image"):
         norm("ghost", 8, ghost=0)
