@@ -3,21 +3,31 @@
 3x3 conv to 48, norm · 3 blocks of 48 · grouped 4x4 stride-2 conv to 80, norm · 3 blocks of 80 · global average pool · linear
 
 A block: of the channels' quarters one stays, one goes through a depthwise 3x3, one through a depthwise 7x7, one through an average
-pool and a depthwise 7x7 of dilation 3; then layer norm over channels, 1x1 to twice the channels, gate, 1x1 back, and a learned
-scale times that beside a shortcut. It is the peer of `tiny.py`, and stands here to be trained on the same images.
+pool and a depthwise 7x7 of dilation 3; then layer norm over channels, 1x1 to twice the channels, gate, 1x1 back, beside a
+shortcut times a learned scale. It is the peer of `tiny.py`, and stands here to be trained on the same images.
 """
 
 from collections import OrderedDict
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from nets import layers
 
 
 def depthwise(channels: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=channels)
+    kind = nn.Conv2d if dilation == 1 else Exact
+    return kind(channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=channels)
+
+
+class Exact(nn.Conv2d):
+    """A convolution that a CPU does in float32 under autocast, too: torch 2.11's bf16 gradient of a dilated depthwise filter is garbage there."""
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if images_NCHW.is_cuda:
+            return super().forward(images_NCHW)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(images_NCHW.to(self.weight.dtype))
 
 
 class Mixed(nn.Module):
@@ -31,7 +41,12 @@ class Mixed(nn.Module):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         same, near, wide, far = images_NCHW.chunk(4, 1)
-        return torch.cat([same, self.near(near), self.wide(wide), self.far(far)], 1)
+        return torch.cat([same, self.near(near), self.wide(wide), self.far(far).to(same.dtype)], 1)
+
+
+def tanhexp(x: torch.Tensor) -> torch.Tensor:
+    """x tanh(exp x) (Liu and Di 2020, arXiv:2003.09855). Above 5 the tangent is 1, and its gradient must not become 0 times infinity."""
+    return x * torch.tanh(torch.exp(x.clamp(max=5.0)))
 
 
 class Block(nn.Module):
@@ -39,12 +54,11 @@ class Block(nn.Module):
         super().__init__()
         self.mixed, self.norm, self.dropout = Mixed(channels), layers.norm(norm, channels), nn.Dropout2d(dropout)
         self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(channels, channels, 1)
-        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         gate, value = self.widen(self.norm(self.mixed(images_NCHW))).chunk(2, 1)
-        gate = F.mish(gate.contiguous(memory_format=torch.channels_last))  # of a slice, Mish takes six times as long on a CPU
-        return images_NCHW + self.scale * self.dropout(self.narrow(gate * value))
+        return self.scale * images_NCHW + self.dropout(self.narrow(tanhexp(gate) * value))
 
 
 def build(num_classes: int = 10, norm: str = "channel", dropout: float = 0.0) -> nn.Module:

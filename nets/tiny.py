@@ -1,0 +1,51 @@
+"""The family of tiny nets: the most accuracy that we get from a budget of trainable parameters, norms and biases counted.
+
+3x3 conv, norm · stage · down · stage · down · stage · norm · global average pool · linear
+
+A stage is blocks of one width: depthwise 3x3, norm, 1x1 to twice the channels, gate, 1x1 back, beside a shortcut, times a learned
+scale for each channel that starts small. `down` is a 4x4 convolution of stride 2 in as many groups as the widths allow, and a norm:
+the even kernel covers the halved grid evenly, and groups make it cheap. `tiny10k.py` to `tiny300k.py` name the members.
+
+From: depthwise and pointwise convolutions (Chollet 2017, arXiv:1610.02357), gated linear units with SiLU (Shazeer 2020,
+arXiv:2002.05202), scaled residuals (Touvron et al. 2021, arXiv:2103.17239), and the anchor (`tiniest.py`).
+"""
+
+from collections import OrderedDict
+from math import gcd
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nets.layers import norm as norm_of
+
+
+class Block(nn.Module):
+    """x + scale * narrow(silu(gate) * value); 3 * channels**2 + 12 * channels parameters. Keeps the shape."""
+
+    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1):
+        super().__init__()
+        self.look = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.norm, self.dropout = norm_of(norm, channels), nn.Dropout2d(dropout)
+        self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), scale))
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        gate, value = self.widen(self.norm(self.look(images_NCHW))).chunk(2, 1)
+        return images_NCHW + self.scale * self.dropout(self.narrow(F.silu(gate) * value))
+
+
+def down(inputs: int, outputs: int, norm: str) -> nn.Module:
+    """[N,inputs,H,W] → [N,outputs,H/2,W/2]."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, groups=gcd(inputs, outputs), bias=False), norm_of(norm, outputs))
+
+
+def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], norm: str = "batch", dropout: float = 0.0) -> nn.Module:
+    """A member. widths: channels of each stage, in multiples of eight (for group norm); blocks: of each stage."""
+    layers = OrderedDict(stem=nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm_of(norm, widths[0])))
+    for i, (width, count) in enumerate(zip(widths, blocks)):
+        if i:
+            layers[f"down{i}"] = down(widths[i - 1], width, norm)
+        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout) for _ in range(count)))
+    layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+    return nn.Sequential(layers)
