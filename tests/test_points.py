@@ -1,0 +1,98 @@
+"""The benchmarks that set accuracies against sizes and recipes: `points.py`, `pareto.py`, `ladder.py`."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from benchmarks import ladder, pareto, points
+from pipelines.errors import InputError
+from train import report
+from train.interval import Interval
+from train.recipe import Recipe
+
+SMALL = ["--epochs", "1", "--batch-size", "16", "--device", "cpu", "--precision", "fp32", "--eval-every", "1"]
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch):
+    monkeypatch.setattr(report, "write", lambda *_: None)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The recipes that were trained, as (net, seed)."""
+    seen, real = [], points.train_jobs
+
+    def counted(jobs, *rest):
+        seen.extend((recipe.net, recipe.seed) for recipe, place in jobs if not (place / "summary.json").exists())
+        return real(jobs, *rest)
+
+    monkeypatch.setattr(points, "train_jobs", counted)
+    return seen
+
+
+def test_pareto_has_a_point_a_net_and_goes_on(store, tmp_path, trained, capsys):
+    flags = ["--data", str(store.path), "--out", str(tmp_path), "--nets", "tiny10k", "level1", *SMALL]
+    pareto.main(["modern", *flags])
+    assert trained == [("tiny10k", 0), ("level1", 0)]
+    pareto.main(["modern", *flags, "--runs", "2"])
+    assert trained[2:] == [("tiny10k", 1), ("level1", 1)]
+    point = json.loads((tmp_path / "tiny10k.json").read_text())
+    seeds = [json.loads((tmp_path / "tiny10k" / f"seed-{i}" / "summary.json").read_text())["test_accuracy"] for i in (0, 1)]
+    assert point["runs"]["test_accuracies"] == seeds and point["parameters"] == 9_738 and point["macs"] > 0
+    page, printed = (tmp_path / "pareto.md").read_text(), capsys.readouterr().out
+    for said in (page, printed):
+        assert "| tiny10k |" in said.replace("  ", "") and f"{50 * sum(seeds):.2f}%" in said
+    assert "published, on original pixels" in page and "97,530" in page and "random" in page
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+
+
+def test_pareto_refuses_a_net_that_there_is_not(tmp_path):
+    with pytest.raises(InputError, match="net 'tiny9k'"):
+        pareto.main(["--out", str(tmp_path), "--nets", "tiny9k"])
+
+
+@dataclass
+class Dot:
+    values: dict
+    accuracy: Interval
+
+
+def test_the_frontier_has_what_no_other_beats():
+    dots = [Dot({"parameters": size}, Interval.of([a])) for size, a in ((30, 0.9), (10, 0.5), (20, 0.4), (10, 0.3), (40, 0.9))]
+    assert [(d.values["parameters"], d.accuracy.mean) for d in pareto.frontier(dots, "parameters")] == [(10, 0.5), (30, 0.9)]
+
+
+def test_ladder_sets_the_recipes_side_by_side(store, tmp_path, trained):
+    flags = ["--data", str(store.path), "--out", str(tmp_path), "--levels", "1", "3", "--changes", *SMALL]
+    ladder.main(flags)
+    assert [net for net, _ in trained] == ["level1", "level1", "level3", "level3", "level3", "level3", "level2", "level3"]
+    page = (tmp_path / "ladder.md").read_text()
+    author = json.loads((tmp_path / "level1-author.json").read_text())
+    assert author["settings"]["recipe"]["lr"] == 0.01 and author["settings"]["recipe"]["epochs"] == 1
+    assert "cut to 1 epochs" in page and "train 97.4%, test 78.7%" in page and "| --optimiser |" in page.replace("  ", "")
+    assert f"{100 * author['runs']['mean']:.2f}%" in page and "Level 3 with a neutral square" in page
+    ladder.main(flags)
+    assert len(trained) == 8
+
+
+def test_ladder_tells_what_the_figures_say():
+    @dataclass
+    class Said(Dot):
+        recipe: Recipe = None
+
+    def point(train, test):
+        return Said({"train_accuracy": train}, Interval.of([test]))
+
+    heart, modern = point(0.97, 0.75), point(0.90, 0.86)
+    (said,) = ladder.told({"level 1, its author's recipe": heart, "level 1, modern recipe": modern})
+    assert "97.0%" in said and "by heart" in said and "+11.0 points" in said
+    (said,) = ladder.told({"level 3, its author's recipe": point(0.60, 0.72)})
+    assert "too hard" in said and "by heart" not in said
+
+
+@pytest.mark.parametrize("flags, words", [(["--modern", "old"], "--modern old"), (["level1"], "--modern")])
+def test_ladder_refuses_what_it_cannot_train(tmp_path, flags, words):
+    with pytest.raises(InputError, match=words):
+        ladder.main([*flags, "--out", str(tmp_path)])
