@@ -163,7 +163,7 @@ def test_command(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loaders, "COPIED", {"cpu": 1 << 16, "cuda": 1 << 16})
     monkeypatch.setattr(sys, "argv", ["loaders.py"])
     given = ["--data", str(store.path), "--device", "cpu", "--batch-sizes", "8", "64"]
-    given += ["--passes", "2", "--seconds", "0.01", "--limit", "20"]
+    given += ["--passes", "2", "--seconds", "10", "--limit", "20"]
     loaders.main([*given, "--only", "resident", "record-masks", "--json", str(out), "--chart", str(picture)])
     written = json.loads(out.read_text())
     assert [(r["loader"], r["batch_size"], r["dtype"]) for r in written["rows"]] == [
