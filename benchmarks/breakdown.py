@@ -70,7 +70,7 @@ def sized(recipe: Recipe, count: int, steps: int, first: int) -> Recipe:
 
 def measure(names: list[str], recipe: Recipe, steps: int, first: int, rounds: int, say=print) -> tuple[list[Row], float]:
     """(all rows, measured in turns; host seconds a step that marking takes)."""
-    store, device = data.locate(recipe.data), device_of(recipe)
+    store, device = data.locate(recipe.data, recipe.size), device_of(recipe)
     recipe = sized(recipe, store.count("train"), steps, first)
     rows, marks = [Row(name) for name in [*names, CEILING]], Marks(device)
     for row in rows:
@@ -170,7 +170,7 @@ def main(given: list[str] | None = None) -> None:
     recipe = Recipe(**asked, lr=0.01, schedule="constant")  # too low to diverge: only the time is of interest
     rows, cost = measure(names, recipe, steps, first, rounds, say=lambda text: print(text, file=sys.stderr))
     results = figures(rows)
-    about = facts(data.locate(recipe.data), device_of(recipe), {**asked, "steps": steps, "first": first, "rounds": rounds})
+    about = facts(data.locate(recipe.data, recipe.size), device_of(recipe), {**asked, "steps": steps, "first": first, "rounds": rounds})
     about["precision"] = rows[-1].training.precision
     print(table(HEADER, lines(results)))
     title = f"{recipe.net} on {about['data']['name']}, batch {recipe.batch_size}, {about['precision']}, {about['hardware']['device']}"

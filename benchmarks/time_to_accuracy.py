@@ -172,7 +172,7 @@ def main(given: list[str] | None = None) -> None:
     asked, name, recipe = options(given)
     out, device = Path(asked.out), device_of(recipe)
     make_folder(out)
-    store, precision = data.locate(recipe.data), precision_of(recipe, device)
+    store, precision = data.locate(recipe.data, recipe.size), precision_of(recipe, device)
     title = dataset_name(store)
     if asked.peer and (store.height, store.width, store.channels) != (32, 32, 3):
         raise InputError(f"--peer: the records' scripts take 32 x 32 x 3 pixels, and {title} has {store.height} x {store.width} x {store.channels}")

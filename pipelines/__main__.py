@@ -33,14 +33,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines", description="Make and check stores.")
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("convert", help="write a store of a source")
-    make.add_argument("source", help="cifar10, cifar100, shapes, or a path: archive, image folder or tar")
+    make.add_argument("source", help="cifar10, cifar100, svhn, shapes, or a path: archive, image folder or tar")
     make.add_argument("out", help="the store to write, a .safetensors file")
     make.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw pixels, or the JPEGs' own bytes (default raw)")
+    make.add_argument("--size", type=int, default=0, metavar="N", help="cut every picture to its central square and bring it to N x N pixels")
     for name, text in (("inspect", "print what a store holds, as JSON"), ("verify", "check a store's every byte")):
         commands.add_parser(name, help=text).add_argument("store")
     arguments = parser.parse_args()
     if arguments.command == "convert":
-        convert(find(arguments.source, cache_folder()), arguments.out, arguments.encoding)
+        source = find(arguments.source, cache_folder())
+        convert(source, arguments.out, arguments.encoding, arguments.size)
+        if source.note:
+            print(source.note, file=sys.stderr)
         print(f"{arguments.out}: {Path(arguments.out).stat().st_size:,} bytes")
     elif arguments.command == "inspect":
         print(json.dumps(describe(Store(arguments.store)), indent=1))

@@ -11,41 +11,43 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipelines.errors import InputError
-from pipelines.pictures import blank, decode, split_jpeg
-from pipelines.sources import Item, Source
+from pipelines.pictures import LARGEST, TooLarge, blank, decode, fit, fitted, split_jpeg
+from pipelines.items import Item, Source
 from pipelines.store import is_utf8, write
 
 ENCODINGS = ("raw", "jpeg")
 QUALITY = 95  # of pictures that were no JPEGs, with encoding "jpeg"
 
 
-def convert(source: Source, out: str | Path, encoding: str = "raw") -> None:
+def convert(source: Source, out: str | Path, encoding: str = "raw", size: int = 0) -> None:
     """Write a store of `source`; a progress bar goes to stderr where that is a terminal.
 
     encoding  "raw": the pixels that Pillow decodes, or "jpeg": files that are JPEGs keep their own
               bytes, other pictures are encoded (quality 95, no chroma subsampling; not lossless)
+    size      side that all pictures are brought to, pixels (`pictures.fitted`); 0 leaves them as they are
     Raises `InputError`, and leaves no file, for an image that cannot be read or is of another size
     than the first, and for a place that cannot be written.
     """
     if encoding not in ENCODINGS:
         raise InputError(f"encoding {encoding!r}: choose one of {', '.join(ENCODINGS)}")
+    if not 0 <= size <= LARGEST:
+        raise InputError(f"size {size}: give from 1 to {LARGEST} pixels, or 0 to leave the pictures as they are")
     out = Path(out)
     check_place(out)
-    tensors, size, mean, std = {}, None, None, None
+    tensors, shape, mean, std = {}, None, None, None
     for split, (count, items) in source.splits.items():
         bar = tqdm(items(), desc=f"{source.name} {split}", total=count, unit=" images", disable=None, leave=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd files: what matters is an error here
-            pixels, labels, files = _gather(bar, count, size, keep_files=encoding == "jpeg")
-        size = pixels.shape[1:]
+            pixels, labels, files = _gather(bar, count, shape, encoding == "jpeg", size)
+        shape = pixels.shape[1:]
         if split == "train":
             mean, std = statistics(pixels)
         tensors[f"{split}.labels"] = labels
         packed = _pack(files) if encoding == "jpeg" else {"images": pixels}
         tensors.update({f"{split}.{name}": tensor for name, tensor in packed.items()})
-    height, width, channels = (str(n) for n in size)
-    shape = {"height": height, "width": width, "channels": channels}
-    write(out, tensors, encoding=encoding, **shape, classes=source.classes, mean=mean, std=std, source=source.name)
+    described = dict(zip(("height", "width", "channels"), map(str, shape)))
+    write(out, tensors, encoding=encoding, **described, classes=source.classes, mean=mean, std=std, source=source.name)
 
 
 def check_place(out: Path) -> None:
@@ -60,18 +62,18 @@ def check_place(out: Path) -> None:
         raise InputError(f"{out}: cannot be written: name another place")
 
 
-def _gather(items: Iterator[Item], count: int, size, keep_files: bool) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
-    """(uint8[N,H,W,3], int64[N], files) of a split; `size` is what an earlier split has, or None."""
+def _gather(items: Iterator[Item], count: int, shape, keep_files: bool, size: int) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+    """(uint8[N,H,W,3], int64[N], files) of a split; `shape` is what an earlier split has, or None; `size` as for `convert`."""
     pixels, labels, files = None, np.empty(count, np.int64), [b""] * count
     done = 0
     for item in items:
-        picture, file = _picture(item, keep_files)
-        size = size or picture.shape
-        if picture.shape != size:
-            shapes = " and ".join(f"{s[1]}x{s[0]}" for s in (picture.shape, size))
-            raise InputError(f"{item.where}: images of two sizes, {shapes} pixels: resize them to one size first")
+        picture, file = _picture(item, keep_files, size)
+        shape = shape or picture.shape
+        if picture.shape != shape:
+            shapes = " and ".join(f"{s[1]}x{s[0]}" for s in (picture.shape, shape))
+            raise InputError(f"{item.where}: images of two sizes, {shapes} pixels: bring them to one with --size 32, or another side")
         if pixels is None:
-            pixels = blank((count, *size), item.where)
+            pixels = blank((count, *shape), item.where)
         pixels[item.place], labels[item.place], files[item.place] = picture, item.label, file
         done += 1
     if done != count or not count:
@@ -79,21 +81,26 @@ def _gather(items: Iterator[Item], count: int, size, keep_files: bool) -> tuple[
     return pixels, labels, files
 
 
-def _picture(item: Item, keep_file: bool) -> tuple[np.ndarray, bytes]:
+def _picture(item: Item, keep_file: bool, size: int) -> tuple[np.ndarray, bytes]:
     """(uint8[H,W,3], JPEG file or b"") of an item; the pixels are always those that the file decodes to."""
     file = item.picture
-    picture = _decode(file, item.where) if isinstance(file, bytes) else file
+    if isinstance(file, bytes):
+        picture = _decode(file, item.where, size)
+    else:
+        picture = fit(Image.fromarray(file), size, size) if size else file
     if not keep_file:
         return picture, b""
-    if isinstance(file, bytes) and file[:2] == b"\xff\xd8":
+    if isinstance(file, bytes) and file[:2] == b"\xff\xd8" and not size:
         return picture, file
     file = _encode(picture)
     return _decode(file, item.where), file
 
 
-def _decode(data: bytes, where: str) -> np.ndarray:
+def _decode(data: bytes, where: str, size: int = 0) -> np.ndarray:
     try:
-        return decode(data)
+        return fitted(data, size, size) if size else decode(data)
+    except TooLarge as error:
+        raise InputError(f"{where}: {error}: bring the images to one size with --size 32, or another side") from None
     except Exception as error:  # Pillow's many decoders raise many kinds; all mean one thing here
         raise InputError(f"{where}: cannot be read as an image ({str(error).split(' <')[0]}): mend, resize or remove it") from None
 

@@ -9,7 +9,7 @@ from pipelines import shapes
 from pipelines.convert import convert
 from pipelines.errors import InputError
 from pipelines.files import make_folder
-from pipelines.sources import ARCHIVES, find
+from pipelines.sources import NAMED, find
 from pipelines.store import VERSION, Store, cache_folder
 
 NO_DATA = """
@@ -18,38 +18,43 @@ NO_DATA = """
 """
 
 
-def locate(data: str = "") -> Store:
+def locate(data: str = "", size: int = 0) -> Store:
     """The store for `data`: a store's path, a source's path or name, or "" for what can be found.
 
     "" means $TENFOLD_DATA, then `data/`, then the official CIFAR-10 archive, downloaded, and where that
-    cannot be had the embedded `shapes`, which is said on stderr. Raises `InputError` for anything else.
+    cannot be had the embedded `shapes`, which is said on stderr. `size` is the side that a source's pictures are brought to, 0
+    leaves them as they are. Raises `InputError` for anything else, and for a store whose images have another size.
     """
     data = data or os.environ.get("TENFOLD_DATA", "") or ("data" if Path("data").exists() else "")
     if data:
-        return _store(data)
+        return _store(data, size)
     try:
-        return _store("cifar10")
+        return _store("cifar10", size)
     except InputError as error:
         print(f"{error}\n{NO_DATA}", file=sys.stderr)
-        return _store("shapes")
+        return _store("shapes", size)
 
 
-def _store(data: str) -> Store:
+def _store(data: str, size: int) -> Store:
     path = Path(data)
-    if path.suffix == ".safetensors":
-        return Store(path)
-    if path.is_dir() and len(stores := sorted(path.glob("*.safetensors"))) == 1:
-        return Store(stores[0])
-    kept = cache_folder() / f"{path.resolve().name.split('.')[0]}-{_fingerprint(path)}.safetensors"
+    stores = [path] if path.suffix == ".safetensors" else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if len(stores) == 1:
+        store = Store(stores[0])
+        if size and (store.height, store.width) != (size, size):
+            raise InputError(f"{store.path}: its images have {store.width}x{store.height} pixels: convert their source again with --size {size}")
+        return store
+    kept = cache_folder() / f"{path.resolve().name.split('.')[0]}-{_fingerprint(path, size)}.safetensors"
     if not kept.exists():
         source = find(data, cache_folder())
         make_folder(kept.parent)
-        convert(source, kept)
+        convert(source, kept, size=size)
+        if source.note:
+            print(source.note, file=sys.stderr)
     return Store(kept)
 
 
-def _fingerprint(path: Path) -> str:
-    """Twelve hex digits that change when a source does: of every file's place, size and time, or the name."""
+def _fingerprint(path: Path, side: int) -> str:
+    """Twelve hex digits that change when a source does, or the side it is brought to: of every file's place, size and time, or the name."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.exists():
@@ -57,4 +62,4 @@ def _fingerprint(path: Path) -> str:
     else:  # a name: an archive, which never changes, or shapes, which change with the code that draws them
         files = [Path(shapes.__file__)] if str(path) == "shapes" else []
     facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(repr((VERSION, str(path) if str(path) in ARCHIVES else "", facts)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((VERSION, str(path) if str(path) in NAMED else "", facts, *([side] if side else []))).encode()).hexdigest()[:12]

@@ -90,20 +90,24 @@ def load(path: Path) -> tuple[str, tuple[str, ...], dict[str, list[Batch]]]:
 
 
 def download(name: str, folder: Path) -> Path:
-    """Fetch an official archive into `folder` with a progress bar, check its md5, and give its path."""
-    spec = ARCHIVES[name]
-    target = folder / spec.url.rsplit("/", 1)[1]
-    if target.is_file() and _md5(target) == spec.md5:
+    """Fetch an official archive into `folder` and give its path."""
+    return fetched(ARCHIVES[name].url, ARCHIVES[name].md5, folder)
+
+
+def fetched(url: str, md5: str, folder: Path) -> Path:
+    """The file of `url` in `folder`, fetched unless it is there, with a progress bar; its md5 is checked."""
+    target = folder / url.rsplit("/", 1)[1]
+    if target.is_file() and _md5(target) == md5:
         return target
-    blocks, total = _fetch(spec.url)
+    blocks, total = _fetch(url)
     make_folder(folder)
     with replacing(target) as part:
         with part.open("wb") as file, tqdm(desc=f"download {target.name}", total=total, unit="B", unit_scale=True, disable=None) as bar:
             for block in blocks:
                 file.write(block)
                 bar.update(len(block))
-        if _md5(part) != spec.md5:
-            raise InputError(f"{spec.url}: what came does not match md5 {spec.md5}: try again later")
+        if _md5(part) != md5:
+            raise InputError(f"{url}: what came does not match md5 {md5}: try again later")
     return target
 
 

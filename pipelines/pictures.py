@@ -13,15 +13,19 @@ LARGEST = 512  # pixels a side: what is meant by small images
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF")  # Pillow reads more, some by starting other programs
 
 
+class TooLarge(ValueError):
+    """An image of more than `LARGEST` pixels a side."""
+
+
 def decode(data: bytes) -> np.ndarray:
     """uint8[H,W,3] of an encoded image in one of `FORMATS`, whatever its file is called; raises what Pillow raises.
 
-    Raises `ValueError`, before anything is decoded, for a large image, and for pixels of more than 8 bits,
+    Raises `TooLarge`, before anything is decoded, for a large image, and `ValueError` for pixels of more than 8 bits,
     which Pillow would clip.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if max(image.size) > LARGEST:
-            raise ValueError(f"{image.width}x{image.height} pixels, more than {LARGEST} a side")
+            raise TooLarge(f"{image.width}x{image.height} pixels, more than {LARGEST} a side")
         if image.mode[0] in "IF":
             raise ValueError(f"{image.mode} pixels, more than 8 bits a channel")
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -41,7 +45,12 @@ def fitted(data: bytes, height: int, width: int) -> np.ndarray:
                 raise ValueError(f"{image.mode} pixels, more than 8 bits a channel")
             image.draft("RGB", (4 * max(height, width),) * 2)  # a JPEG is decoded no larger than it takes to look the same
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC))
+            return fit(upright, height, width)
+
+
+def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """uint8[height,width,3] of an RGB image: its centre, resized, bicubic and antialiased."""
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
 
 
 def blank(shape: tuple[int, ...], where) -> np.ndarray:

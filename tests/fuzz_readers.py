@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import fuzz_layouts as layouts
 import fuzz_mutations as spoilt
 import nets
 from pipelines import reference
@@ -91,6 +92,15 @@ def official_files(protocol: int) -> dict[str, bytes]:
         batch = {b"batch_label": b"a batch", b"labels": [1, 2], b"data": rng.integers(0, 256, (2, 3072), dtype=np.uint8), b"filenames": [b"a.png", b"b.png"]}
         files[name] = dump(batch)
     return {f"cifar-10-batches-py/{name}": data for name, data in files.items()}
+
+
+@cache
+def cifar100_files(protocol: int) -> dict[str, bytes]:
+    """CIFAR-100's three pickles, two images in each split."""
+    rng, files = np.random.default_rng(protocol), {"meta": {b"fine_label_names": [b"ant", b"bee"], b"coarse_label_names": [b"all"]}}
+    for name in ("train", "test"):
+        files[name] = {b"fine_labels": [0, 1], b"coarse_labels": [0, 0], b"data": rng.integers(0, 256, (2, 3072), dtype=np.uint8)}
+    return {f"cifar-100-python/{name}": pickle.dumps(value, protocol) for name, value in files.items()}
 
 
 def net() -> nn.Module:
@@ -162,7 +172,7 @@ def read_source(path: Path, out: Path, encoding: str = "raw") -> Store:
 
 
 def make_official(rng: Random) -> tuple[str, dict[str, bytes]]:
-    files = dict(official_files(rng.choice((0, 0, 2, 2, 3, 4))))
+    files = dict(cifar100_files(rng.choice((2, 4))) if rng.random() < 0.2 else official_files(rng.choice((0, 0, 2, 2, 3, 4))))
     how = rng.choice(("pickle", "pickle", "pickle", "bytes of a pickle", "array", "bytes of the tar", "tar", "bomb", "missing"))
     name = rng.choice(sorted(files))
     if how == "pickle":
@@ -258,6 +268,20 @@ FOREIGN = (
 def read_folder(folder: Path) -> None:
     encoding = "jpeg" if len(next(folder.rglob("test/bee/*")).read_bytes()) % 2 else "raw"
     read_source(folder / "images", folder.parent / "out" / "a.safetensors", encoding)
+
+
+# Other layouts
+
+
+def read_layout(folder: Path) -> None:
+    inside = next((folder / name for name in ("tiny", "own") if (folder / name).exists()), folder)
+    store = read_source(inside, folder.parent / "out" / "a.safetensors")
+    if inside == folder:
+        assert store.source == "svhn" and store.classes == tuple("0123456789") and store.images("train").shape[1:] == (32, 32, 3), "digits"
+    elif inside.name == "tiny":
+        assert store.source == "tiny-imagenet" and len(store.classes) >= 1, "classes"
+    elif "held out" in store.source:  # every image is in one of the splits, and once
+        assert sum(store.count(split) for split in store.splits) == len([p for p in inside.rglob("*.png") if not any(n.startswith(".") for n in p.relative_to(inside).parts)]), "splits"
 
 
 # Stores, models, checkpoints, summaries
@@ -424,6 +448,9 @@ READERS = {
     "official": Reader(make_official, read_official),
     "tar": Reader(make_tar, read_tar),
     "images": Reader(make_folder, read_folder),
+    "svhn": Reader(layouts.make_svhn, read_layout),
+    "tiny": Reader(partial(layouts.make_tiny, partial(image, "JPEG")), read_layout),
+    "classes": Reader(partial(layouts.make_classes, partial(image, "PNG")), read_layout),
     "store": Reader(make_store, read_store),
     "checkpoint": Reader(make_checkpoint, read_checkpoint),
     "resume": Reader(make_resume, read_resume),
@@ -440,6 +467,9 @@ def good_cases() -> list[tuple[str, dict[str, bytes]]]:
     cases += [("official", official_files(2)), ("tar", {"a.tar.gz": gzip.compress(tar_of(picture_files("PNG")))})]
     cases += [("images", {f"images/{s}/bee/0.png": image(kind, 1) for s in ("train", "test")}) for kind in KINDS]
     cases += [("picture", {"0.png": image(kind, 1)}) for kind in KINDS]
+    cases += [("official", cifar100_files(2)), ("official", {"a.tar": tar_of(cifar100_files(4))})]
+    cases += [("svhn", layouts.svhn_files(compress)) for compress in (True, False)]
+    cases += [("tiny", {f"tiny/{name}": data for name, data in layouts.tiny_files(partial(image, "JPEG")).items()}), ("classes", layouts.class_files(partial(image, "PNG")))]
     cases += [("store", {"a.safetensors": GOOD[encoding]}) for encoding in ("raw", "jpeg")]
     cases += [("model", {"model.safetensors": GOOD["model.safetensors"]}), ("model", {"run/model.safetensors": GOOD["level1.safetensors"]})]
     cases += [("checkpoint", {"checkpoint.pt": GOOD["checkpoint.pt"]}), *(("summary", {name: GOOD[name]}) for name in ("summary.json", "diverged.json"))]

@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
     recipe = replace(recipe, compiled=False, first_side=0)  # a rate a step would be compiled anew; the rate is for whole images
     device = device_of(recipe)
     out = Path(recipe.out or f"runs/lr-find-{name}")
-    training = assemble(recipe, data.locate(recipe.data), device, Stopwatch(device))
+    training = assemble(recipe, data.locate(recipe.data, recipe.size), device, Stopwatch(device))
     make_folder(out)
     factors = np.geomspace(given.lowest, given.highest, given.steps)
     losses = measure(training, factors)

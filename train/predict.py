@@ -39,12 +39,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     given = parser().parse_args(arguments)
     model = result.model(given.run)
-    if not 1 <= given.top <= len(model.classes):
-        raise InputError(f"--top {given.top}: the net knows {len(model.classes)} classes: give from 1 to {len(model.classes)}")
+    if given.top < 1:
+        raise InputError(f"--top {given.top}: give 1 or more")
+    top = min(given.top, len(model.classes))
     images = np.stack([read(path, model.height, model.width) for path in given.images])
-    best = model.logits(images).softmax(1).topk(given.top)
+    best = model.logits(images).softmax(1).topk(top)
     rows = []
     for path, shares, classes in zip(given.images, best.values.tolist(), best.indices.tolist()):
         rows.append((plain(path), *(f"{share:6.1%} {plain(model.classes[k])}" for share, k in zip(shares, classes))))
-    lines = table(("image", *[""] * given.top), rows, left=given.top + 1).splitlines()
+    lines = table(("image", *[""] * top), rows, left=top + 1).splitlines()
     print("\n".join(line.rstrip() for line in lines[2:]))

@@ -29,6 +29,7 @@ class Recipe:
     norm: str = _setting("batch", "normalisation layers", NORMS)
     pipeline: str = _setting("resident", "data pipeline, a module of pipelines/")
     data: str = _setting("", "a store or a source; else $TENFOLD_DATA, data/, or the official archive")
+    size: int = _setting(0, "side that a source's pictures are cut and brought to, pixels; 0 leaves them as they are")
     limit: int = _setting(0, "train on that many images, balanced over the classes; 0 for all")
     held_out: int = _setting(0, "test on that many training images, balanced, left out of training; 0 for the test split")
     epochs: int = _setting(10, "passes over the training images")
@@ -96,7 +97,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "runs", "together", "step_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give 1 or more")
-        for name in ("eval_every", "held_out", "first_side"):
+        for name in ("eval_every", "held_out", "first_side", "size"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give 0 or more")
         if self.limit < 0 or self.seed < 0 or self.seed + self.runs > 2**32:

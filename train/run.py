@@ -14,7 +14,7 @@ from torch import nn
 import nets
 import pipelines
 from pipelines import data, stage
-from pipelines.errors import InputError
+from pipelines.errors import InputError, reason
 from pipelines.files import replacing
 from pipelines.plan import PLAIN, balanced
 from pipelines.store import Store
@@ -23,12 +23,15 @@ from train.device import DTYPES, precision_of
 from train.failures import explained
 from train.loop import Course, Training, follow
 from train.machine import commit, hardware, versions
+from train.progressive import side
 from train.recipe import Recipe
 from train.resume import go_on
 from train.saving import Lines, Saver
 from train.stopwatch import Stopwatch
 
 SCHEMA = 1
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG q75)", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
+FEW = 200  # steps of a training from which little can be expected
 TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a training batch
 
 
@@ -55,7 +58,7 @@ class Run:
         self.watch, self.state = Stopwatch(device), state
         with self.watch.lap("setup"):
             if kept.store is None:
-                kept.store = data.locate(recipe.data)
+                kept.store = data.locate(recipe.data, recipe.size)
                 kept.store.verify()
             self.store = kept.store
             self.training = assemble(recipe, self.store, device, self.watch, kept.trainings.get(slot))
@@ -63,6 +66,8 @@ class Run:
                 kept.trainings[slot] = self.training
             make_folder(out)
         say(headline(recipe, self.training, self.store, device))
+        if (steps := recipe.epochs * len(self.training.train)) < FEW:
+            say(f"note: {steps} steps in all are few: give more --epochs, or a smaller --batch-size, for so few images")
 
     def course(self) -> Course:
         """The training's, with the run folder's metrics and checkpoint kept up with it."""
@@ -127,9 +132,24 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     torch.manual_seed(recipe.seed)
     options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
     net = nets.load(recipe.net, len(store.classes), **options)
+    check_fit(net, recipe, store)
     if earlier is not None:
         return earlier.restart(recipe, net, loader, test, watch)
     return Training(recipe, net, loader, test, device, watch, teacher(recipe, store))
+
+
+def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
+    """Raise `InputError` unless the net takes the store's images, at their size and at the smallest that training shows, and knows its classes."""
+    first = side(0, recipe.epochs, recipe.first_side, store.height, recipe.grown)
+    for height in {first, store.height}:
+        width = round(store.width * height / store.height)
+        try:
+            given = nets.output_shape(net, (store.channels, height, width))
+        except (RuntimeError, ValueError) as error:
+            remedy = "choose another net, or larger images with --size or --first-side"
+            raise InputError(f"net {recipe.net} cannot take images of {width}x{height} pixels, {store.channels} channels ({reason(error)}): {remedy}") from None
+        if given != (len(store.classes),):
+            raise InputError(f"net {recipe.net} gives {given} for an image, not a logit for each of {len(store.classes)} classes: mend its build(num_classes)")
 
 
 def teacher(recipe: Recipe, store: Store) -> nn.Module | None:
@@ -194,7 +214,7 @@ def tested_on(recipe: Recipe) -> str:
 
 def dataset_name(store: Store) -> str:
     """What to write beside an accuracy."""
-    return {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG q75)"}.get(store.source, store.source)
+    return NAMES.get(store.source, store.source)
 
 
 def headline(recipe: Recipe, training: Training, store: Store, device: torch.device) -> str:

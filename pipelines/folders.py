@@ -1,0 +1,196 @@
+"""Image files in folders and tars: <split>/<class>/<image>, class folders without a split, and Tiny-ImageNet's layout."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from os.path import exists, isdir, isfile  # unlike Path's, False for what may not be looked at
+from pathlib import Path
+from stat import S_ISREG
+from typing import NoReturn
+
+from pipelines import tars
+from pipelines.errors import InputError
+from pipelines.items import Item, Source
+from pipelines.pictures import MOST_BYTES
+from pipelines.plan import order
+from pipelines.store import is_utf8
+
+LAYOUT = "expected train/<class>/* and test/<class>/*, or <class>/*, or train.tar and test.tar of class folders"
+SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
+HELD_OUT = 5  # of so many images of a class one is tested on, where a source has no test images
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: a line an image, its name, class and box, apart by tabs
+MOST_TEXT = 1 << 22  # bytes of a text file: Tiny-ImageNet's longest has 2.6 MB
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of a split: where they are, their sorted names, what a name's class is, and (place, bytes) of each of some names."""
+
+    where: Path
+    names: list[str]
+    class_of: Callable[[str], str]
+    contents: Callable[[list[str]], Iterator[tuple[int, bytes]]]
+
+
+def image_folder(path: Path) -> Source:
+    """<path>/<split>/<class>/..., where <split> is a folder or a tar of class folders; or <path>/<class>/... without a split."""
+    if isfile(path / "val" / ANNOTATIONS):
+        return tiny_imagenet(path)
+    found = {}
+    for split, aliases in SPLITS.items():
+        place = next((p for a in aliases for p in (path / a, *(path / (a + s) for s in TARS)) if exists(p)), None)
+        if place is not None:
+            found[split] = in_folder(place) if isdir(place) else in_tar(place, tars.index(place), depth=2)
+    return arranged(path, path.resolve().name, found or {"": in_folder(path)})
+
+
+def image_tar(path: Path, members: dict[str, tars.tarfile.TarInfo]) -> Source:
+    """One tar of <split>/<class>/<image> or <class>/<image>; a common folder around them is allowed. `members` is its index."""
+    depth, found = 3, {}
+    there = {tars.parts(n)[-depth] for n in members if len(tars.parts(n)) >= depth}
+    for split, aliases in SPLITS.items():
+        alias = next((a for a in aliases if a in there), None)
+        if alias is not None:
+            found[split] = in_tar(path, {n: m for n, m in members.items() if tars.parts(n)[-depth:][:1] == [alias]}, depth)
+    return arranged(path, path.name.split(".")[0], found or {"": in_tar(path, members, depth=2)})
+
+
+def arranged(path: Path, name: str, found: dict[str, Files]) -> Source:
+    """The source of what was found: both splits, or train (or class folders, "") alone, of which some are then held out."""
+    if "test" in found:
+        if "train" not in found:
+            raise InputError(f"{path}: no train images: {LAYOUT}")
+        return source_of(name, found)
+    train, test = held_out(found.get("train") or found[""])
+    note = f"{path}: no test images in it: one in {HELD_OUT} of each class ({len(test.names):,} of {len(test.names) + len(train.names):,}) is left out of training to test on"
+    return source_of(f"{name}, one in {HELD_OUT} held out", {"train": train, "test": test}, note)
+
+
+def held_out(files: Files) -> tuple[Files, Files]:
+    """(train, test): a fixed choice from each class, by the plan's hash of a name's place in it."""
+    by_class: dict[str, list[str]] = {}
+    for name in files.names:
+        by_class.setdefault(files.class_of(name), []).append(name)
+    chosen = set()
+    for owner, names in by_class.items():
+        if len(names) < 2:
+            raise InputError(f"{files.where}: class {owner!r} has one image, and there is no test folder: give it more, or remove it")
+        chosen.update(names[i] for i in order(0, 0, len(names))[: max(1, len(names) // HELD_OUT)])
+    if len(by_class) < 2:
+        raise InputError(f"{files.where}: images of one class only, {next(iter(by_class))!r}: {LAYOUT}")
+    return tuple(replace(files, names=[n for n in files.names if (n in chosen) == tested]) for tested in (False, True))
+
+
+def source_of(name: str, splits: dict[str, Files], note: str = "", titles: dict[str, str] | None = None) -> Source:
+    """A source of image files; every split must have the same classes, sorted. `titles` are their names for people."""
+    owners = {split: [files.class_of(n) for n in files.names] for split, files in splits.items()}
+    train, test = set(owners["train"]), set(owners["test"])
+    for odd in sorted(train ^ test):
+        raise InputError(f"{splits['test'].where}: class {odd!r:.200} is not in both train and test: give both the same class folders")
+    for odd in (c for c in train if not is_utf8(c)):
+        raise InputError(f"{splits['train'].where}: the name of class folder {odd!a} is not UTF-8: rename it")
+    labels = {c: i for i, c in enumerate(sorted(train))}
+
+    def items(split):
+        files, mine = splits[split], [labels[c] for c in owners[split]]
+        for place, data in files.contents(files.names):
+            yield Item(place, f"{files.where}/{files.names[place]}", mine[place], data)
+
+    readable = name.encode("utf-8", "backslashreplace").decode()  # a store holds UTF-8 only
+    classes = tuple((titles or {}).get(c, c) for c in labels)
+    return Source(readable, classes, {s: (len(files.names), partial(items, s)) for s, files in splits.items()}, note)
+
+
+def tiny_imagenet(path: Path) -> Source:
+    """Tiny-ImageNet as it is unpacked: train/<class>/images/*, val/images/* with `val_annotations.txt`, words.txt.
+
+    The validation images are the test split, as those of test/ have no labels. Classes are called by the first of their words.
+    """
+    place = path / "val" / ANNOTATIONS
+    owner = {}
+    for number, line in enumerate(lines(place), start=1):
+        name, *rest = line.split("\t")
+        if not rest or "/" in name or not is_image(["images", name]):
+            raise InputError(f"{place}: line {number} names no image and class: get the archive again")
+        owner[name] = rest[0]
+    where = path / "val" / "images"
+    names = sorted(name for name in owner if isfile(where / name))
+    if len(names) < len(owner) or not names:
+        raise InputError(f"{where}: {len(owner) - len(names)} of the images that {ANNOTATIONS} names are missing: get the archive again")
+    test = Files(where, names, owner.__getitem__, partial(from_folder, where))
+    return source_of("tiny-imagenet", {"train": in_folder(path / "train"), "test": test}, titles=words(path / "words.txt"))
+
+
+def words(place: Path) -> dict[str, str]:
+    """Class to the first of its words, with the class beside it where two have the same; empty where there is no such file."""
+    if not isfile(place):
+        return {}
+    first = {name: rest.split(",")[0].strip() for name, tab, rest in (line.partition("\t") for line in lines(place)) if tab}
+    count = Counter(first.values())
+    return {name: word if count[word] == 1 else f"{word} ({name})" for name, word in first.items() if word}
+
+
+def lines(place: Path) -> list[str]:
+    try:
+        tars.check_size(str(place), place.stat().st_size, MOST_TEXT)
+        return place.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or 'no text'}): get the archive again") from None
+
+
+def is_image(names: list[str]) -> bool:
+    """Whether .../<folder>/<image> is one; hidden files, such as the `._` copies that macOS leaves, are none."""
+    return names[-1].lower().endswith(SUFFIXES) and not any(n.startswith(".") for n in names)
+
+
+def in_tar(path: Path, members: dict[str, tars.tarfile.TarInfo], depth: int) -> Files:
+    """The images of a tar, at least `depth` levels deep; the folder that holds one is its class."""
+    names = sorted(n for n in members if len(tars.parts(n)) >= depth and is_image(tars.parts(n)[-2:]))
+    if not names:
+        raise InputError(f"{path}: no images in it: {LAYOUT}")
+    return Files(path, names, lambda name: tars.parts(name)[-2], lambda chosen: tars.contents(path, [members[n] for n in chosen], MOST_BYTES))
+
+
+def in_folder(path: Path) -> Files:
+    """The images of <path>/<class>/, those of folders in it included."""
+    names = []
+    for owner in (f for f in entries(path) if isdir(f) and not f.name.startswith(".")):
+        for place, folders, files in os.walk(owner, onerror=listed):
+            inside = Path(place).relative_to(path).as_posix()
+            names += [f"{inside}/{name}" for name in (*files, *folders) if is_image([name])]  # a folder of such a name is refused when it is read
+            folders[:] = [name for name in folders if not name.startswith(".") and not is_image([name])]
+    if not names:
+        raise InputError(f"{path}: no images in it: {LAYOUT}")
+    return Files(path, sorted(names), lambda name: name.split("/")[0], partial(from_folder, path))
+
+
+def entries(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except OSError as error:
+        listed(error)
+
+
+def listed(error: OSError) -> NoReturn:
+    """Raise `InputError` for a folder that could not be listed."""
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror}): allow it to be read") from None
+
+
+def from_folder(path: Path, names: list[str]) -> Iterator[tuple[int, bytes]]:
+    return ((i, read(path / name)) for i, name in enumerate(names))
+
+
+def read(file: Path) -> bytes:
+    """A file's bytes. Raises `InputError` for what is no plain file, or larger than any image."""
+    try:
+        status = file.stat()
+        if not S_ISREG(status.st_mode):  # a folder, or a device that never ends
+            raise InputError(f"{file}: named like an image, but no plain file: rename or remove it")
+        tars.check_size(str(file), status.st_size, MOST_BYTES)
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}): mend or remove it") from None
