@@ -49,6 +49,8 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
     seconds = ("level1", "--epochs", "1", "--limit", "128", "--runs", "2") if quick else ("speed", "--runs", "10")
     beside = (*(("--target", "peer") if peers else ()), *(flag for script in peers for flag in ("--peer", script)))
     raced = (PYTHON, "-m", "benchmarks.time_to_accuracy", *seconds, *common, "--out", str(folder / "speed"), *beside)
+    many = ("--steps", "2", "--passes", "1", "--batch-size", "16", "--limit", "128") if quick else ("--compiled", "--steps", "100")
+    many = (PYTHON, "-m", "benchmarks.together", "modern", *common, "--net", "tiny83k", *many, "--json", str(folder / "together.json"))
     trained = (PYTHON, "-m", "train", *training, *common, "--out", str(folder / "training"))
     return [
         Step(
@@ -102,6 +104,15 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
             "speed/result.json",
             least=0 if quick else 60,
             most=600 + 300 * len(peers),  # each compiles for minutes
+            after="machine",
+        ),
+        Step(
+            "together",
+            many,
+            "How many trainings of a tiny net an hour, one at a time and eight as one program?",
+            "together.json",
+            least=0 if quick else 60,
+            most=300,
             after="machine",
         ),
         Step(

@@ -1,11 +1,11 @@
-"""The benchmarks that set accuracies against sizes and recipes: `points.py`, `pareto.py`, `ladder.py`."""
+"""The benchmarks of many trainings: `points.py`, `pareto.py`, `ladder.py`, `together.py`."""
 
 import json
 from dataclasses import dataclass
 
 import pytest
 
-from benchmarks import ladder, pareto, points
+from benchmarks import ladder, pareto, points, together
 from pipelines.errors import InputError
 from train import report
 from train.interval import Interval
@@ -96,3 +96,16 @@ def test_ladder_tells_what_the_figures_say():
 def test_ladder_refuses_what_it_cannot_train(tmp_path, flags, words):
     with pytest.raises(InputError, match=words):
         ladder.main([*flags, "--out", str(tmp_path)])
+
+
+def test_together_measures_groups_in_turns(store, tmp_path, capsys):
+    flags = ["--data", str(store.path), "--net", "level1", *SMALL, "--batch-size", "4", "--steps", "2", "--passes", "2", "--json", str(tmp_path / "t.json")]
+    together.main(["modern", "--sizes", "1", "2", *flags])
+    alone, both = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert (alone["together"], both["together"], both["one_program"]) == (1, 2, False) and alone["of_one_at_a_time"]["median"] == 1
+    assert both["trainings_an_hour"]["n"] == 2 and both["images_per_second"]["least"] > 0
+    together.main(["modern", "--sizes", "2", "--as-one", *flags])
+    assert json.loads((tmp_path / "t.json").read_text())["rows"][0]["one_program"]
+    assert "2, one program" in capsys.readouterr().out
+    with pytest.raises(InputError, match="give at most 6"):
+        together.main(["modern", "--sizes", "1", *flags, "--steps", "7"])
