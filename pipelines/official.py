@@ -150,7 +150,7 @@ def _batch(data: bytes, where: str, spec: Archive, classes: int) -> Batch:
     """One pickled batch; a row is 3072 bytes, planes of red, green and blue."""
     batch = _unpickle(data, where)
     rows, labels = _rows(batch.get(b"data")), batch.get(spec.labels)
-    if rows is None or not isinstance(labels, list) or len(labels) != len(rows):
+    if rows is None or not len(rows) or not isinstance(labels, list) or len(labels) != len(rows):
         raise InputError(f"{where}: not a CIFAR batch: get the archive again")
     if not all(isinstance(v, int) and 0 <= v < classes for v in labels):
         raise InputError(f"{where}: a label is not in 0..{classes - 1}: get the archive again")

@@ -244,6 +244,8 @@ def test_names_that_are_no_names_and_batches_that_are_missing(tmp_path, refused)
     for names in (5, [], [b"\xff", b"x", b"y"], [1, 2, 3], None):
         meta = {"cifar-10-batches-py/batches.meta": python3_pickle({b"label_names": names})}
         refused(write_tar(tmp_path / "c.tar", files | meta), "batches.meta")
+    none = {"cifar-10-batches-py/test_batch": python2_pickle({b"data": np.empty((0, 3072), np.uint8), b"labels": []})}
+    refused(write_tar(tmp_path / "c.tar", files | none), "test_batch: not a CIFAR batch")
     del files["cifar-10-batches-py/data_batch_4"]
     refused(write_tar(tmp_path / "c.tar", files), "data_batch_4")
     link = tarfile.TarInfo("cifar-10-batches-py/batches.meta")
