@@ -1,6 +1,7 @@
 # make setup   .venv with everything pinned
 # make train   train; ARGS="--pipeline dali" adds flags
 # make test    all tests; ARGS="-k store" chooses
+# make lint    style and types: ruff and mypy
 # make ffcv    the FFCV pipeline too (needs Debian packages, which it names)
 
 PYTHON ?= python3
@@ -9,14 +10,14 @@ ARGS ?=
 IN = $(VENV)/bin/python -m
 FFCV_NEEDS = libopencv-dev libturbojpeg0-dev pkg-config
 
-.PHONY: setup train test ffcv
+.PHONY: setup train test lint ffcv
 
 setup: $(VENV)/installed
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert (3, 10) <= sys.version_info < (3, 14), \"Tenfold needs Python 3.10 to 3.13: make PYTHON=python3.11\""
 	$(PYTHON) -m venv $(VENV)
-	$(IN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali,events,onnx,test]"
+	$(IN) pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dali,events,lint,onnx,test]"
 	touch $@
 
 train: setup
@@ -24,6 +25,11 @@ train: setup
 
 test: setup
 	$(IN) pytest $(ARGS)
+
+lint: setup
+	$(IN) ruff check .
+	$(IN) ruff format --check .
+	$(IN) mypy
 
 # --no-deps: FFCV asks for opencv-python, which needs a screen's libraries, and for five packages that its loader never imports
 ffcv: setup

@@ -17,8 +17,8 @@ from benchmarks.contenders import CEILING, Contender, arguments, parse  # noqa: 
 from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
-from train.evaluate import evaluate  # noqa: E402
 from train.device import device_of  # noqa: E402
+from train.evaluate import evaluate  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 
 HEADER = ["pipeline", "set-up s", "first epoch s", "loader images/s", "training images/s", "epoch s", "of ceiling", "test accuracy"]

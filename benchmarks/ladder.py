@@ -68,7 +68,9 @@ def chart(points: dict[str, Point], path: Path) -> None:
             for split, style in (("train", "--"), ("test", "-")) if point else ():
                 lines = [line for line in point.history() if line[f"{split}_accuracy"] is not None]
                 reached = [100 * line[f"{split}_accuracy"] for line in lines]
-                axes.plot([line["epoch"] for line in lines], reached, style, color=colour, lw=1.5, label=f"{kind.removeprefix('its ')}, {split} {reached[-1]:.1f}%")
+                axes.plot(
+                    [line["epoch"] for line in lines], reached, style, color=colour, lw=1.5, label=f"{kind.removeprefix('its ')}, {split} {reached[-1]:.1f}%"
+                )
         axes.set(xlabel="epoch", title=level)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -90,7 +92,9 @@ def told(points: dict[str, Point]) -> list[str]:
         if train > test + 5:
             gap += ". The net has learnt its images by heart; every pass shows it the same pixels, and nothing in the recipe speaks against that"
         elif train < test:
-            gap += ". It does worse on what it is shown than on plain images: what is shown is too hard for it, and the net is short of training, not of restraint"
+            gap += (
+                ". It does worse on what it is shown than on plain images: what is shown is too hard for it, and the net is short of training, not of restraint"
+            )
         if modern:
             gap += f". The same net by the modern recipe reaches {100 * modern.accuracy.mean:.1f}%, {100 * modern.accuracy.mean - test:+.1f} points"
         said.append(gap + ".")
@@ -123,7 +127,9 @@ def report(points: dict[str, Point], shortened: int, out: Path) -> str:
 
 def options(given: list[str] | None) -> tuple[argparse.Namespace, dict, Recipe]:
     """(own flags, settings for every training, the modern recipe)."""
-    parser = argparse.ArgumentParser(prog="ladder.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are a recipe's, and hold for all")
+    parser = argparse.ArgumentParser(
+        prog="ladder.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are a recipe's, and hold for all"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="results: ladder.md, ladder.png, and a folder a training")
     parser.add_argument("--levels", nargs="+", type=int, choices=sorted(PUBLISHED), default=sorted(PUBLISHED))
     parser.add_argument("--changes", action="store_true", help="level 3 with each of its author's settings undone")
@@ -135,7 +141,9 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, dict, Recipe]:
         raise InputError(f"{rest[0]}: both recipes are known: name the modern one with --modern")
     _, plain = parse([], named())
     _, asked_for = parse(rest, named())
-    settings = {key: value for key, value in vars(asked_for).items() if value != getattr(plain, key) or f"--{flag(key)}" in {word.split("=")[0] for word in rest}}
+    settings = {
+        key: value for key, value in vars(asked_for).items() if value != getattr(plain, key) or f"--{flag(key)}" in {word.split("=")[0] for word in rest}
+    }
     return asked, settings, named()[asked.modern]()
 
 

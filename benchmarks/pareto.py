@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
+import nets  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
-import nets  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import replacing  # noqa: E402
 from train.__main__ import named  # noqa: E402

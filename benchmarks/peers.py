@@ -131,13 +131,13 @@ class Ffcv:
     two operations where it can (it has no bfloat16): it is faster there. On a GPU NormalizeImage would need CuPy."""
 
     def __init__(self, task: Task):
-        from pipelines import ffcv as ours  # NotInstalled where FFCV is; it also gives torch its threads back
-
         import ffcv
         from ffcv import transforms as T
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from torchvision.transforms import Normalize
+
+        from pipelines import ffcv as ours  # NotInstalled where FFCV is; it also gives torch its threads back
 
         if task.store.channels != 3:
             raise InputError("FFCV takes images of 3 channels")

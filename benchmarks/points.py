@@ -61,5 +61,3 @@ def about(points: list[Point]) -> str:
     machine, images = first["hardware"], first["settings"]["recipe"]["limit"]
     some = f"{images:,} training images, balanced" if images else "all training images"
     return f"{points[0].data}, {some}, tested on {first['tested_on']}; final epoch; {first['precision']} on {machine['device']}"
-
-

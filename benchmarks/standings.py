@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-from train.interval import Interval, p_at_least
 from train.figures import TEST, TRAIN, plt, save
+from train.interval import Interval, p_at_least
 
 COLOURS = (TEST, TRAIN, "#999933", "#aa3377", "#228833", "#66ccee")
 INTERVALS = ("accuracy", "seconds", "wall_seconds")

@@ -16,7 +16,6 @@ fraction is of a large matrix product in the same precision, measured in this ru
 """
 
 import argparse
-import json
 import math
 import os
 import sys

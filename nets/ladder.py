@@ -32,7 +32,7 @@ def wide(num_classes: int, norm: str, dropout: float, shrink: Callable[[int], nn
     The head's 3x3 convolution follows the global pool, so it reads a single pixel amid padding: eight
     ninths of its weights multiply zeros (5,120 for ten classes), count as parameters and never learn.
     """
-    stages = OrderedDict(stem=nn.Sequential(block(3, 16, norm, dropout), block(16, 32, norm, dropout), shrink(32)))
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(block(3, 16, norm, dropout), block(16, 32, norm, dropout), shrink(32)))
     for i, inputs in enumerate((32, 64, 64), start=1):
         squeeze, middle, widen = point(inputs, 16, norm, dropout), block(16, 32, norm, dropout), block(32, 64, norm, dropout)
         stages[f"stage{i}"] = nn.Sequential(squeeze, middle, widen, shrink(64))
@@ -43,7 +43,7 @@ def wide(num_classes: int, norm: str, dropout: float, shrink: Callable[[int], nn
 
 def narrow(num_classes: int, norm: str, dropout: float) -> nn.Module:
     """Level 4: eleven 3x3 blocks of 32 channels, the third, sixth and ninth with stride 2, and a linear head."""
-    stages = OrderedDict(stem=nn.Sequential(block(3, 32, norm, dropout), block(32, 32, norm, dropout)))
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(block(3, 32, norm, dropout), block(32, 32, norm, dropout)))
     for i in range(1, 4):
         blocks = [half(32, 32, norm, dropout), block(32, 32, norm, dropout), block(32, 32, norm, dropout)]
         stages[f"stage{i}"] = nn.Sequential(*blocks)

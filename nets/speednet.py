@@ -23,7 +23,7 @@ class Whitening(nn.Conv2d):
     def __init__(self, channels: int = 3, kernel: int = 2):
         super().__init__(channels, 2 * channels * kernel**2, kernel)
         self.weight.requires_grad_(False)
-        nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]  # there is one
 
     @torch.no_grad()
     def fit(self, images_NCHW: torch.Tensor, eps: float = 5e-4) -> None:

@@ -42,7 +42,7 @@ def down(inputs: int, outputs: int, norm: str) -> nn.Module:
 
 def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], norm: str = "batch", dropout: float = 0.0) -> nn.Module:
     """A member. widths: channels of each stage, in multiples of eight (for group norm); blocks: of each stage."""
-    layers = OrderedDict(stem=nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm_of(norm, widths[0])))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm_of(norm, widths[0])))
     for i, (width, count) in enumerate(zip(widths, blocks)):
         if i:
             layers[f"down{i}"] = down(widths[i - 1], width, norm)

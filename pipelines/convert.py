@@ -11,8 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipelines.errors import InputError
-from pipelines.pictures import LARGEST, TooLarge, blank, decode, fit, fitted, split_jpeg
 from pipelines.items import Item, Source
+from pipelines.pictures import LARGEST, TooLarge, blank, decode, fit, fitted, split_jpeg
 from pipelines.store import is_utf8, write
 
 ENCODINGS = ("raw", "jpeg")
@@ -34,7 +34,9 @@ def convert(source: Source, out: str | Path, encoding: str = "raw", size: int = 
         raise InputError(f"size {size}: give from 1 to {LARGEST} pixels, or 0 to leave the pictures as they are")
     out = Path(out)
     check_place(out)
-    tensors, shape, mean, std = {}, None, None, None
+    tensors: dict[str, np.ndarray] = {}
+    shape: tuple[int, ...] = ()
+    mean, std = None, None
     for split, (count, items) in source.splits.items():
         bar = tqdm(items(), desc=f"{source.name} {split}", total=count, unit=" images", disable=None, leave=False)
         with warnings.catch_warnings():
@@ -62,8 +64,8 @@ def check_place(out: Path) -> None:
         raise InputError(f"{out}: cannot be written: name another place")
 
 
-def _gather(items: Iterator[Item], count: int, shape, keep_files: bool, size: int) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
-    """(uint8[N,H,W,3], int64[N], files) of a split; `shape` is what an earlier split has, or None; `size` as for `convert`."""
+def _gather(items: Iterator[Item], count: int, shape: tuple[int, ...], keep_files: bool, size: int) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+    """(uint8[N,H,W,3], int64[N], files) of a split; `shape` is what an earlier split has, or (); `size` as for `convert`."""
     pixels, labels, files = None, np.empty(count, np.int64), [b""] * count
     done = 0
     for item in items:
@@ -76,7 +78,7 @@ def _gather(items: Iterator[Item], count: int, shape, keep_files: bool, size: in
             pixels = blank((count, *shape), item.where)
         pixels[item.place], labels[item.place], files[item.place] = picture, item.label, file
         done += 1
-    if done != count or not count:
+    if done != count or pixels is None:
         raise InputError(f"the source says {count} images and gave {done}: it changed while it was read, convert it again")
     return pixels, labels, files
 

@@ -82,7 +82,8 @@ def held_out(files: Files) -> tuple[Files, Files]:
         chosen.update(names[i] for i in order(0, 0, len(names))[: max(1, len(names) // HELD_OUT)])
     if len(by_class) < 2:
         raise InputError(f"{files.where}: images of one class only, {next(iter(by_class))!r}: {LAYOUT}")
-    return tuple(replace(files, names=[n for n in files.names if (n in chosen) == tested]) for tested in (False, True))
+    train, test = (replace(files, names=[n for n in files.names if (n in chosen) == tested]) for tested in (False, True))
+    return train, test
 
 
 def source_of(name: str, splits: dict[str, Files], note: str = "", titles: dict[str, str] | None = None) -> Source:

@@ -26,7 +26,7 @@ class Targets(NamedTuple):
 
     def first(self, count: int) -> "Targets":
         """Those of the first `count` images."""
-        return Targets(*(None if values is None else values[:count] for values in self))
+        return Targets(self.labels[:count], *(None if values is None else values[:count] for values in self[1:]))
 
 
 @dataclass(frozen=True)

@@ -163,9 +163,11 @@ class Staged:
 
     def order(self, epoch: int) -> np.ndarray:
         """int64[n]: the ids of the epoch, kept until another epoch's are asked for."""
-        if self.ahead is None or self.ahead[0] != epoch:
-            self.ahead = epoch, self.plan.order(epoch)
-        return self.ahead[1]
+        at, order = self.ahead or (None, None)
+        if at != epoch:
+            order = self.plan.order(epoch)
+            self.ahead = epoch, order
+        return order
 
     def chunks(self, epoch: int, bounds: list[tuple[int, int]]) -> Iterator[Chunk]:
         """A chunk for each (first position, images)."""

@@ -204,7 +204,9 @@ class Plan:
         if not 0 <= rank < ranks:
             raise InputError(f"share {self.share}: give (rank, ranks), the first from 0 and below the second")
         if ranks > 1 and (self.batch_size % (2 * ranks) or len(self.ids) < 2 * ranks):
-            raise InputError(f"{len(self.ids)} images in batches of {self.batch_size} for {ranks} processes: give a multiple of {2 * ranks}, and as many images")
+            raise InputError(
+                f"{len(self.ids)} images in batches of {self.batch_size} for {ranks} processes: give a multiple of {2 * ranks}, and as many images"
+            )
 
     @classmethod
     def of(cls, store, split: str, policy: Policy | None, seed: int, batch_size: int, ids=None, drop_last: bool = False, share=(0, 1)) -> "Plan":

@@ -3,6 +3,8 @@
 Shapes: image_HWC uint8, images_BHWC uint8, batch [B,C,H,W] in channels_last memory order.
 """
 
+from typing import Protocol
+
 import numpy as np
 import torch
 
@@ -13,17 +15,28 @@ from pipelines.turns import Turns
 PAD_MODES = {"zero": "constant", "mean": "constant", "reflect": "reflect"}
 
 
-def mean_pixel(store: Store) -> np.ndarray:
+class Coloured(Protocol):
+    """What knows its images' colours, as a store does: mean and std, fractions of 1, a value a channel."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+def mean_pixel(store: Coloured) -> np.ndarray:
     """uint8[C]: the train split's mean colour, what cutout and mean padding fill in."""
     return np.rint(np.array(store.mean) * 255).astype(np.uint8)
 
 
-def scaling(store: Store) -> tuple[np.ndarray, np.ndarray]:
+def scaling(store: Coloured) -> tuple[np.ndarray, np.ndarray]:
     """(mean, std): float32[C] each, in pixel values; what normalisation subtracts, and divides by."""
-    return tuple((255 * np.array(values)).astype(np.float32) for values in (store.mean, store.std))
+    mean, std = ((255 * np.array(values)).astype(np.float32) for values in (store.mean, store.std))
+    return mean, std
 
 
-def table(store: Store, dtype: torch.dtype) -> torch.Tensor:
+def table(store: Coloured, dtype: torch.dtype) -> torch.Tensor:
     """[256, C] of `dtype`: the normalised value of every pixel value v.
 
     In float32 it is (v - mean) * (1 / std), rounded at each of its three operations, then rounded to `dtype`.
@@ -41,7 +54,7 @@ def augment(image: np.ndarray, policy: Policy, fill: np.ndarray, flip, dy, dx, c
     planes = []
     for c in range(channels):
         value = {"constant_values": int(fill[c])} if policy.padding == "mean" else {}
-        planes.append(np.pad(image[:, :, c], reach, mode=PAD_MODES[policy.padding], **value))
+        planes.append(np.pad(image[:, :, c], reach, mode=PAD_MODES[policy.padding], **value))  # type: ignore[call-overload]
     padded = np.stack(planes, axis=-1)
     out = padded[reach + dy : reach + dy + height, reach + dx : reach + dx + width].copy()
     if flip:

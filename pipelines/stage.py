@@ -19,7 +19,6 @@ from pipelines.errors import InputError
 from pipelines.plan import Plan, below, hash32, unit
 from pipelines.turns import Turns
 
-
 COLOURS = {"brightness": plan.BRIGHTNESS, "contrast": plan.CONTRAST, "saturation": plan.SATURATION, "sharpness": plan.SHARPNESS}
 
 

@@ -204,7 +204,8 @@ def _header(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
     Written here because the library gives its metadata another order each time, builds the file in memory
     before it writes it, and does not say why a write failed.
     """
-    described, at = {"__metadata__": metadata}, 0
+    described: dict[str, dict] = {"__metadata__": metadata}
+    at = 0
     for name, tensor in tensors.items():
         end = at + tensor.nbytes
         described[name] = {"dtype": DTYPES[tensor.dtype.name], "shape": tensor.shape, "data_offsets": (at, end)}
@@ -262,4 +263,4 @@ def _check_offsets(offsets: np.ndarray, count: int, stream: np.ndarray) -> None:
 
 
 def _sha256(tensor: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)).hexdigest()  # type: ignore[arg-type]  # it is a buffer

@@ -88,7 +88,9 @@ class Torchvision(Turns):
             yield images, labels.to(self.device, non_blocking=True)
 
 
-def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1), workers=None):
+def open(
+    store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1), workers=None
+):
     """Open the torchvision baseline; arguments as in `pipelines.open`.
 
     workers  worker processes; one a core, shared by all processes that train together, at most 16, without it

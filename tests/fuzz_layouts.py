@@ -7,9 +7,8 @@ reader; nothing is shared with `pipelines/matlab.py`. `fuzz_readers.py` gives th
 import zlib
 from random import Random
 
-import numpy as np
-
 import fuzz_mutations as spoilt
+import numpy as np
 
 CLASSES = ("n01", "n02")
 NAMES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}  # of SVHN's files, as their page has them
@@ -66,7 +65,9 @@ def lying(rng: Random, name: bytes, array: np.ndarray) -> bytes:
     """A matrix with a lie in it."""
     numbers, lies = (*spoilt.NUMBERS, -1, -8), {}
     for _ in range(rng.choice((1, 1, 2))):
-        part = rng.choice(("flags", "shape", "kind", "values", "size", "values size", "shape size", "name size", "flags size", "shape kind", "name kind", "parts"))
+        part = rng.choice(
+            ("flags", "shape", "kind", "values", "size", "values size", "shape size", "name size", "flags size", "shape kind", "name kind", "parts")
+        )
         if part == "flags":
             lies[part] = rng.choice((rng.randrange(20), 1, 2, 5, 9 | 0x800, 6 | 0x800, 9 | 0x200, rng.getrandbits(64)))
         elif part == "shape":
@@ -129,7 +130,18 @@ def tiny_files(picture) -> dict[str, bytes]:
     return files | {"val/val_annotations.txt": lines.encode(), "words.txt": b"n01\tgoldfish, Carassius auratus\nn02\tcrane\n"}
 
 
-NAMED = ("../../train/n01/images/n01_0.JPEG", "/etc/passwd", "/etc/passwd.JPEG", ".val_0.JPEG", "val_0.JPEG/x.JPEG", "val_9.JPEG", "x" * 5000 + ".JPEG", "\0.JPEG", "val_0.JPEG", "")
+NAMED = (
+    "../../train/n01/images/n01_0.JPEG",
+    "/etc/passwd",
+    "/etc/passwd.JPEG",
+    ".val_0.JPEG",
+    "val_0.JPEG/x.JPEG",
+    "val_9.JPEG",
+    "x" * 5000 + ".JPEG",
+    "\0.JPEG",
+    "val_0.JPEG",
+    "",
+)
 
 
 def make_tiny(picture, rng: Random) -> tuple[str, dict[str, bytes]]:
@@ -142,14 +154,18 @@ def make_tiny(picture, rng: Random) -> tuple[str, dict[str, bytes]]:
         odd = ("{}\tn01", "{}\tn02\t0", "{}", "val_0.JPEG\t{}", "{}\t{}", "\t{}", "{}\t" * 30)
         lines = files[text].decode().splitlines()
         lines[rng.randrange(len(lines))] = rng.choice(odd).replace("{}", rng.choice((*NAMED, *spoilt.TEXTS)))
-        files[text] = (rng.choice(("\n", "\n", "\r\n", "\n\n", "\u2028", "\n" * 1000)).join(lines * rng.choice((1, 1, 1, 9))) + "\n").encode(errors="surrogatepass")
+        files[text] = (rng.choice(("\n", "\n", "\r\n", "\n\n", "\u2028", "\n" * 1000)).join(lines * rng.choice((1, 1, 1, 9))) + "\n").encode(
+            errors="surrogatepass"
+        )
     elif how == "words":
         files["tiny/words.txt"] = "".join(f"{name}\t{rng.choice(spoilt.TEXTS)}\n" for name in CLASSES).encode(errors="surrogatepass")
     else:
         name = rng.choice(sorted(files))
         data = files.pop(name)
         if how == "names":
-            files[rng.choice((name.replace("n01", "n03"), name.replace("/images", ""), name.replace("n02", ".n02"), name + ".png", name.replace("n0", "\n")))] = data
+            files[
+                rng.choice((name.replace("n01", "n03"), name.replace("/images", ""), name.replace("n02", ".n02"), name + ".png", name.replace("n0", "\n")))
+            ] = data
         elif how == "images":
             files[name] = spoilt.spoil(rng, data)
     return how, files
@@ -169,6 +185,18 @@ def make_classes(picture, rng: Random) -> tuple[str, dict[str, bytes]]:
             files[name] = spoilt.spoil(rng, data)
         elif how == "names":
             owner, file = name.split("/")[1:] if name.count("/") == 2 else ("n01", "0.png")
-            place = rng.choice(("own/train/{}/{}", "own/{}/deep/er/{}", "own/.{}/{}", "own/{}\x1b[2J/{}", "own/{}/{}.png", "own/n03/{}{}", "own/{}/\n{}", "own/{}\udcff/{}", "own/{}/.{}"))
+            place = rng.choice(
+                (
+                    "own/train/{}/{}",
+                    "own/{}/deep/er/{}",
+                    "own/.{}/{}",
+                    "own/{}\x1b[2J/{}",
+                    "own/{}/{}.png",
+                    "own/n03/{}{}",
+                    "own/{}/\n{}",
+                    "own/{}\udcff/{}",
+                    "own/{}/.{}",
+                )
+            )
             files[place.format(owner, file)] = data
     return how, files or {"own/x": b""}

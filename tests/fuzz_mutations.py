@@ -23,7 +23,29 @@ import torch
 from pipelines.store import BLANK
 
 NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 511, 512, 513, 4095, 65535, 65536, 2**24, 2**28, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-TEXTS = ("", " ", "0", "-1", "NaN", "1e999", "1_0", "\u0663", "\ud800", "\0", "a\nb", "\x1b[31m", "../ran", "/ran", "x" * 5000, "<script>ran()</script>", "'\"><img src=ran>", "[]", "{}", "null", "9" * 5000)
+TEXTS = (
+    "",
+    " ",
+    "0",
+    "-1",
+    "NaN",
+    "1e999",
+    "1_0",
+    "\u0663",
+    "\ud800",
+    "\0",
+    "a\nb",
+    "\x1b[31m",
+    "../ran",
+    "/ran",
+    "x" * 5000,
+    "<script>ran()</script>",
+    "'\"><img src=ran>",
+    "[]",
+    "{}",
+    "null",
+    "9" * 5000,
+)
 DEEP = "\x02deep\x02"  # stands for a list in a list in a list ... where JSON text is made
 MEBI = 1 << 20
 
@@ -220,7 +242,16 @@ def _signed(text: bytes, head: dict) -> bytes:
 # Tar
 
 
-FIELDS = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1), "link": (157, 100), "magic": (257, 8), "prefix": (345, 155)}
+FIELDS = {
+    "name": (0, 100),
+    "mode": (100, 8),
+    "size": (124, 12),
+    "mtime": (136, 12),
+    "type": (156, 1),
+    "link": (157, 100),
+    "magic": (257, 8),
+    "prefix": (345, 155),
+}
 RECORDS = (
     "size=-512", "size=-1024", "size=0", "size=99999999999999", "size=x", "path=../ran", "path=/ran", "path=train/../../ran", "path=",
     "GNU.sparse.map=0,1", "GNU.sparse.size=2000000000", "GNU.sparse.major=1\nGNU.sparse.minor=0\nGNU.sparse.realsize=2000000000",
@@ -251,8 +282,22 @@ def _field(rng: Random, name: str, length: int) -> bytes:
     if name in ("size", "mode", "mtime"):
         value = rng.choice(NUMBERS) * rng.choice((1, 1, -1))
         base256 = (value % (1 << 8 * (length - 1))).to_bytes(length - 1, "big")
-        return rng.choice((b"%0*o" % (length - 1, abs(value)), (b"\xff" if value < 0 else b"\x80") + base256, b"-1".ljust(length, b"\0"), rng.randbytes(length)))[:length].ljust(length, b"\0")
-    names = ("../ran", "/ran", "train/../../ran", "train/bee/\xff.png", "a/" * 60, "train/bee/0.png", "test/bee/0.png", "train/new/0.png", "train/bee/\n.png", "train/bee/\x1b[2J.png", "")
+        return rng.choice(
+            (b"%0*o" % (length - 1, abs(value)), (b"\xff" if value < 0 else b"\x80") + base256, b"-1".ljust(length, b"\0"), rng.randbytes(length))
+        )[:length].ljust(length, b"\0")
+    names = (
+        "../ran",
+        "/ran",
+        "train/../../ran",
+        "train/bee/\xff.png",
+        "a/" * 60,
+        "train/bee/0.png",
+        "test/bee/0.png",
+        "train/new/0.png",
+        "train/bee/\n.png",
+        "train/bee/\x1b[2J.png",
+        "",
+    )
     return rng.choice(names).encode("latin1")[:length].ljust(length, b"\0")
 
 
@@ -264,7 +309,19 @@ def _summed(header: bytearray) -> bytes:
 
 def _member(rng: Random) -> bytes:
     """A member of any kind, with content that fits its kind or not."""
-    kind = rng.choice((tarfile.XHDTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
+    kind = rng.choice(
+        (
+            tarfile.XHDTYPE,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_SPARSE,
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.FIFOTYPE,
+            tarfile.CHRTYPE,
+        )
+    )
     member = tarfile.TarInfo(rng.choice(("x", "train/bee/x.png", "../ran")))
     member.type, member.linkname, content = kind, rng.choice(("../ran", "/etc/passwd", "train/bee/0.png")), b""
     if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE):
@@ -364,8 +421,8 @@ def _latin1() -> bytes:
 PROGRAMS = {
     "system": lambda: b"cos\nsystem\n(S'touch ran'\ntR",
     "posix": lambda: b"\x8c\x05posix\x8c\x06system\x93\x8c\ttouch ran\x85R",
-    "eval": lambda: b"c__builtin__\neval\n(S'open(\"ran\",\"w\")'\ntR",
-    "exec": lambda: b"cbuiltins\nexec\n(S'open(\"ran\",\"w\")'\ntR",
+    "eval": lambda: b'c__builtin__\neval\n(S\'open("ran","w")\'\ntR',
+    "exec": lambda: b'cbuiltins\nexec\n(S\'open("ran","w")\'\ntR',
     "popen": lambda: b"csubprocess\nPopen\n((S'touch'\nS'ran'\nltR",
     "instance": lambda: b"(S'touch ran'\nios\nsystem\n",
     "object": lambda: b"(cos\nsystem\nS'touch ran'\no",

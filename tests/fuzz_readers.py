@@ -18,20 +18,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 
+import fuzz_layouts as layouts
+import fuzz_mutations as spoilt
 import numpy as np
 import torch
 from PIL import Image
+from test_sources import python2_pickle
 from torch import nn
 
-import fuzz_layouts as layouts
-import fuzz_mutations as spoilt
 import nets
 from pipelines import reference
 from pipelines.__main__ import describe
 from pipelines.convert import convert
 from pipelines.sources import find
 from pipelines.store import Store
-from test_sources import python2_pickle
 from train import checkpoint, compare, predict, result, resume, saving
 from train.loop import Diverged, Training
 from train.recipe import Recipe
@@ -70,7 +70,12 @@ def image(kind: str, seed: int, mode: str = "RGB") -> bytes:
 
 @cache
 def picture_files(kind: str) -> dict[str, bytes]:
-    return {f"{split}/{name}/{i}.png": image(kind, 4 * s + 2 * c + i) for s, split in enumerate(("train", "test")) for c, name in enumerate(CLASSES) for i in range(2)}
+    return {
+        f"{split}/{name}/{i}.png": image(kind, 4 * s + 2 * c + i)
+        for s, split in enumerate(("train", "test"))
+        for c, name in enumerate(CLASSES)
+        for i in range(2)
+    }
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:
@@ -140,14 +145,36 @@ def prepare(folder: Path) -> None:
     checkpoint.save_model(folder / "level1.safetensors", nets.load("level1", 2), {"net": "level1", "norm": "batch", **described, "height": "32", "width": "32"})
     for name in ("checkpoint.pt", "model.safetensors", "level1.safetensors"):
         GOOD[name] = (folder / name).read_bytes()
-    summary = {"schema": 1, "recipe": {"name": "", **asdict(RECIPE)}, "seed": 3, "epochs": 2, "train_accuracy": 0.5, "test_accuracy": 0.25, "seconds": {"train": 1.5}}
+    summary = {
+        "schema": 1,
+        "recipe": {"name": "", **asdict(RECIPE)},
+        "seed": 3,
+        "epochs": 2,
+        "train_accuracy": 0.5,
+        "test_accuracy": 0.25,
+        "seconds": {"train": 1.5},
+    }
     diverged = {"diverged": "seed 3 diverged", "seed": 3, "epoch": 1, "step": 2, "recipe": {"name": "", **asdict(RECIPE)}}
     figures = {"net": "level1", "parameters": 83368, "images_per_second": 999.5, "seconds": {"train": 1.5, "total": 2.0}, "command": "python -m train"}
-    about = {"data": {"name": "CIFAR-10", "sha256": {"test.images": "0"}}, "hardware": {"device": "cpu", "threads": 2}, "versions": {"torch": "2"}, "tested_on": "test"}
+    about = {
+        "data": {"name": "CIFAR-10", "sha256": {"test.images": "0"}},
+        "hardware": {"device": "cpu", "threads": 2},
+        "versions": {"torch": "2"},
+        "tested_on": "test",
+    }
     GOOD["run.json"] = json.dumps(summary | figures | about).encode()
     several = {"seeds": [3, 4], "test_accuracies": [0.25, 0.25], "n": 2, "mean": 0.25, "deviation": 0.0, "low": 0.25, "high": 0.25, "diverged": []}
     GOOD["runs.json"] = json.dumps(summary | figures | about | {"runs": several}).encode()
-    line = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.5, "test_loss": None, "test_accuracy": None, "images_per_second": 99.0, "seconds": 1.5}
+    line = {
+        "epoch": 1,
+        "lr": 0.1,
+        "train_loss": 2.0,
+        "train_accuracy": 0.5,
+        "test_loss": None,
+        "test_accuracy": None,
+        "images_per_second": 99.0,
+        "seconds": 1.5,
+    }
     GOOD["metrics.jsonl"] = b"".join(json.dumps(line | change).encode() + b"\n" for change in ({}, {"epoch": 2, "test_loss": 1.5, "test_accuracy": 0.25}))
     GOOD["steps.jsonl"] = b"".join(json.dumps({"epoch": e, "step": k, "loss": 2.0}).encode() + b"\n" for e in (1, 2) for k in (1, 2))
     GOOD["summary.json"], GOOD["diverged.json"] = json.dumps(summary).encode(), json.dumps(diverged).encode()
@@ -194,7 +221,9 @@ def other_batch(rng: Random) -> bytes:
     shape = rng.choice(((2, 3072), (2, 3073), (3072, 2), (2, 3, 32, 32), (0, 3072), (3, 3072), (3072,), ()))
     array = np.zeros(shape, kind, order=rng.choice("CF"))
     labels = rng.choice(([0, 1], [0, 3], [-1, 0], [0.0, 1.0], [True, False], ["0", "1"], [], (0, 1), [[0], [1]], [2**70, 0], None, np.array([0, 1]), [0, 1, 2]))
-    return pickle.dumps({b"data": array, b"labels": labels, b"label_names": [b"a", rng.choice((b"b", "b", "\ud7ff", 1, b"\xff", b"\x1b[31m"))]}, rng.choice((2, 3, 4)))
+    return pickle.dumps(
+        {b"data": array, b"labels": labels, b"label_names": [b"a", rng.choice((b"b", "b", "\ud7ff", 1, b"\xff", b"\x1b[31m"))]}, rng.choice((2, 3, 4))
+    )
 
 
 def packed(rng: Random, how: str, data: bytes) -> tuple[str, dict[str, bytes]]:
@@ -226,7 +255,9 @@ def make_tar(rng: Random) -> tuple[str, dict[str, bytes]]:
     if how == "names":
         for _ in range(rng.choice((1, 2, 8))):
             name = rng.choice(sorted(files))
-            files[rng.choice((name.replace("train", "test"), "../" + name, name.replace("bee", "\udcff"), name + "/x.png", "a/b/" + name, name[:-4], name + "\n"))] = files.pop(name)
+            files[
+                rng.choice((name.replace("train", "test"), "../" + name, name.replace("bee", "\udcff"), name + "/x.png", "a/b/" + name, name[:-4], name + "\n"))
+            ] = files.pop(name)
     return packed(rng, how, tar_of(files))
 
 
@@ -281,7 +312,9 @@ def read_layout(folder: Path) -> None:
     elif inside.name == "tiny":
         assert store.source == "tiny-imagenet" and len(store.classes) >= 1, "classes"
     elif "held out" in store.source:  # every image is in one of the splits, and once
-        assert sum(store.count(split) for split in store.splits) == len([p for p in inside.rglob("*.png") if not any(n.startswith(".") for n in p.relative_to(inside).parts)]), "splits"
+        assert sum(store.count(split) for split in store.splits) == len(
+            [p for p in inside.rglob("*.png") if not any(n.startswith(".") for n in p.relative_to(inside).parts)]
+        ), "splits"
 
 
 # Stores, models, checkpoints, summaries
@@ -469,7 +502,10 @@ def good_cases() -> list[tuple[str, dict[str, bytes]]]:
     cases += [("picture", {"0.png": image(kind, 1)}) for kind in KINDS]
     cases += [("official", cifar100_files(2)), ("official", {"a.tar": tar_of(cifar100_files(4))})]
     cases += [("svhn", layouts.svhn_files(compress)) for compress in (True, False)]
-    cases += [("tiny", {f"tiny/{name}": data for name, data in layouts.tiny_files(partial(image, "JPEG")).items()}), ("classes", layouts.class_files(partial(image, "PNG")))]
+    cases += [
+        ("tiny", {f"tiny/{name}": data for name, data in layouts.tiny_files(partial(image, "JPEG")).items()}),
+        ("classes", layouts.class_files(partial(image, "PNG"))),
+    ]
     cases += [("store", {"a.safetensors": GOOD[encoding]}) for encoding in ("raw", "jpeg")]
     cases += [("model", {"model.safetensors": GOOD["model.safetensors"]}), ("model", {"run/model.safetensors": GOOD["level1.safetensors"]})]
     cases += [("checkpoint", {"checkpoint.pt": GOOD["checkpoint.pt"]}), *(("summary", {name: GOOD[name]}) for name in ("summary.json", "diverged.json"))]

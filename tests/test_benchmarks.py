@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
+from conftest import make_store
 
 import pipelines
 from benchmarks import breakdown, epoch_time, gpu, marks, steps
 from benchmarks.contenders import CEILING, Contender
 from benchmarks.marks import PARTS, Marks, plain_round, split_round
 from benchmarks.steps import Index, Step
-from conftest import make_store
 from pipelines.errors import InputError, NotInstalled
 from train.recipe import Recipe
 

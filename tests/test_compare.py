@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
+from test_report import Page
 
 from pipelines.errors import InputError
-from test_report import Page
 from train import compare, result
 from train.compare import Run, differing, html, text
 from train.recipe import Recipe

@@ -156,7 +156,16 @@ def test_one_image_and_a_batch_larger_than_the_set(name, store):
 
 
 def test_what_cannot_be_is_refused_in_one_line(store):
-    for options in (dict(batch_size=6, share=(0, 2)), dict(share=(2, 2)), dict(batch_size=8, share=(0, 2), ids=[1, 2, 3]), dict(batch_size=0), dict(seed=-1), dict(policy=Policy(cutout=33)), dict(policy=Policy(translate=32)), dict(ids=[99])):
+    for options in (
+        dict(batch_size=6, share=(0, 2)),
+        dict(share=(2, 2)),
+        dict(batch_size=8, share=(0, 2), ids=[1, 2, 3]),
+        dict(batch_size=0),
+        dict(seed=-1),
+        dict(policy=Policy(cutout=33)),
+        dict(policy=Policy(translate=32)),
+        dict(ids=[99]),
+    ):
         with pytest.raises(InputError) as refused:
             pipelines.open("reference", store, **options)
         assert "\n" not in str(refused.value)

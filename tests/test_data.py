@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import make_store
 from PIL import Image
 
-from conftest import make_store
 from pipelines import data, official
 from pipelines.errors import InputError
 

@@ -6,10 +6,10 @@ import numba
 import numpy as np
 import pytest
 import torch
+from conftest import make_store
 from PIL import Image
 
 import pipelines
-from conftest import make_store
 from pipelines.convert import convert
 from pipelines.errors import InputError
 from pipelines.plan import PLAIN

@@ -10,13 +10,13 @@ import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
-import torch
-from safetensors.torch import save_file
-
 import fuzz
 import fuzz_mutations as spoilt
+import pytest
+import torch
 from fuzz_readers import GOOD, READERS, RECIPE, good_cases, image, net, official_files, picture_files, prepare, tar_of
+from safetensors.torch import save_file
+
 from pipelines.convert import convert
 from pipelines.errors import InputError, reason
 from pipelines.pickles import Name, Stand, load
@@ -131,7 +131,9 @@ def same(ours, theirs) -> bool:
 
 def test_damaged_checkpoints(tmp_path):
     path, whole = tmp_path / "checkpoint.pt", GOOD["checkpoint.pt"]
-    tensor = b"\x80\x02}U\x01xctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nX\x01\0\0\x000U\x03cpuK\x6ctQK\0J\0\0\0\x7f\x85K\0\x85\x89NtRs."
+    tensor = (
+        b"\x80\x02}U\x01xctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nX\x01\0\0\x000U\x03cpuK\x6ctQK\0J\0\0\0\x7f\x85K\0\x85\x89NtRs."
+    )
     for data in (
         b"not a checkpoint",
         repacked({"data.pkl": b"\x80\x02}."}, zipfile.ZIP_DEFLATED),  # packed records may swell

@@ -4,8 +4,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipelines import kernels_cpu, plan, reference
 
@@ -27,9 +26,7 @@ def cases(draw):
     """A policy that fits a random image size, and all else that decides a batch."""
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     side = min(height, width)
-    policy = plan.Policy(
-        draw(st.sampled_from(plan.FLIPS)), draw(st.integers(0, side - 1)), draw(st.sampled_from(plan.PADDINGS)), draw(st.integers(0, side))
-    )
+    policy = plan.Policy(draw(st.sampled_from(plan.FLIPS)), draw(st.integers(0, side - 1)), draw(st.sampled_from(plan.PADDINGS)), draw(st.integers(0, side)))
     return height, width, draw(st.integers(1, 4)), policy, draw(WORDS), draw(WORDS), draw(st.sampled_from(DTYPES))
 
 

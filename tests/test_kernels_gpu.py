@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined, that is in the import below
 
-import pipelines
 from conftest import make_store
+
+import pipelines
 from pipelines import kernels_gpu, placement, plan, reference
 from pipelines.plan import FLIPS, PADDINGS, PLAIN, Plan, Policy
 from pipelines.resident_gpu import ResidentGPU
@@ -242,7 +242,7 @@ def test_running_out_of_memory_in_an_epoch_is_no_crash(small, monkeypatch):
         list(ours.epoch(1))
 
 
-COMPILE = '''
+COMPILE = """
 import json, re, torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -267,7 +267,7 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     ptx = compiled[-1].asm["ptx"]
     seen = re.findall(r"fma\\S*|\\.shared|\\.local|cvt\\.rn\\.\\w+\\.f32|st\\.global\\.v\\d\\.b\\d+|st\\.global\\.b32", ptx)
     print(json.dumps([str(dtype)[6:], sorted(set(seen))]))
-'''
+"""
 
 
 def test_compiles_for_hopper_without_a_gpu_and_contracts_nothing(tmp_path):

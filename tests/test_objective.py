@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_store
 from torch import nn
 
-from conftest import make_store
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
 from train.average import Average

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import make_store
 from torch._dynamo.utils import counters
 
 import nets
-from conftest import make_store
+from pipelines.errors import InputError
 from train.optim import Muon, newton_schulz, optimiser, orthogonal
 from train.progressive import resize, side
-from pipelines.errors import InputError
 from train.recipe import Recipe
 from train.runs import train
 

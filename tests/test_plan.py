@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipelines.errors import InputError
-from pipelines.plan import CUT_X, CUT_Y, DX, DY, FLIP, MASK, ORDER, PLAIN
-from pipelines.plan import Plan, Policy, augmentation, balanced, below, hash32, mix, order, unit
+from pipelines.plan import CUT_X, CUT_Y, DX, DY, FLIP, MASK, ORDER, PLAIN, Plan, Policy, augmentation, balanced, below, hash32, mix, order, unit
 
 SEEDS = st.integers(0, MASK)
 EPOCHS = st.integers(0, 10_000)

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from conftest import make_store
 from torch import nn
 
 import nets
 import pipelines
-from conftest import make_store
 from pipelines.errors import InputError
 from train import figures, page, report, result
 from train.charts import Line, chart, thinned, ticks
@@ -80,7 +80,7 @@ def test_names_from_outside_cannot_write_html():
 def test_the_page_shows_every_lap_and_what_is_left():
     text = page.times({"setup": 1.0, "compile": 0.5, "train": 6.0, "eval": 2.0, "final_eval": 1.0, "total": 10.0})
     Page(text)
-    assert all(f"<th class=n><span class=key style=\"color:{colour}\"></span>{name}</th>" in text for name, (_, colour, _) in page.LAPS.items())
+    assert all(f'<th class=n><span class=key style="color:{colour}"></span>{name}</th>' in text for name, (_, colour, _) in page.LAPS.items())
     assert "0.50 s" in text and "60.0%" in text and page.times(None) == ""
 
 
@@ -206,7 +206,9 @@ def test_the_sheet_shows_what_was_mixed(store):
     plain, mixed = (seen(Recipe(**SMALL, flip="none", translate=0, cutout=0, mixup=share), store, ids, 0).astype(int) for share in (0.0, 0.5))
     assert (np.abs(plain - mixed) > 2).any((1, 2, 3)).sum() >= 3
     pairs = mixed - plain  # each moved towards its neighbour
-    assert all(np.sign(pairs[i][np.abs(pairs[i]) > 2] * (plain[i ^ 1] - plain[i])[np.abs(pairs[i]) > 2]).min() >= 0 for i in range(4) if (np.abs(pairs[i]) > 2).any())
+    assert all(
+        np.sign(pairs[i][np.abs(pairs[i]) > 2] * (plain[i ^ 1] - plain[i])[np.abs(pairs[i]) > 2]).min() >= 0 for i in range(4) if (np.abs(pairs[i]) > 2).any()
+    )
 
 
 def test_the_sheet_shows_only_what_was_trained_on(run, tmp_path):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_store
 
 import pipelines
-from conftest import make_store
 from pipelines import colour, plan
 from pipelines.errors import InputError
 from pipelines.plan import PLAIN

@@ -16,11 +16,10 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import make_store
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from conftest import make_store
 from pipelines import store as module
 from pipelines.__main__ import main
 from pipelines.convert import convert, statistics
@@ -392,7 +391,7 @@ def test_places_that_cannot_be_written(tmp_path):
     for name in ("missing/s.safetensors", "file/s.safetensors", "/proc/x.safetensors", f"{'x' * 300}.safetensors"):
         path = tmp_path / name
         tensors = {"train.labels": np.zeros(1, np.int64)}
-        refused(path, lambda p: write(p, tensors, encoding="raw"))
+        refused(path, lambda p, tensors=tensors: write(p, tensors, encoding="raw"))
     refused(tmp_path, lambda p: write(p, {}))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

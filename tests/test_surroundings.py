@@ -17,8 +17,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-
 from conftest import make_store
+from test_resume import bits, without_times
+
 from pipelines import data, reference
 from pipelines.convert import convert
 from pipelines.errors import InputError
@@ -26,7 +27,6 @@ from pipelines.files import replacing
 from pipelines.kernels_cpu import kernel
 from pipelines.sources import find
 from pipelines.store import Store
-from test_resume import bits, without_times
 from train import checkpoint, evaluate, report, resume, run, runs, saving
 from train.failures import smaller
 from train.loop import Training
@@ -349,7 +349,9 @@ def test_a_worker_that_dies_ends_the_run_in_one_line_and_it_goes_on(store, whole
 
     with monkeypatch.context() as patch:
         at_call(patch, saving.Saver, "on_step", 4, kill_one)
-        with pytest.raises(InputError, match="pipeline torchvision: a worker process died .DataLoader worker .*: free some memory, or take --pipeline resident"):
+        with pytest.raises(
+            InputError, match="pipeline torchvision: a worker process died .DataLoader worker .*: free some memory, or take --pipeline resident"
+        ):
             train(Recipe(**SMALL, pipeline="torchvision", data=str(store.path), out=str(out)), "", said.append)
     assert f"python -m train --resume {out}" in said[-1]
     goes_on_to_the_same_bits(out, whole, pipeline="resident")

@@ -6,12 +6,11 @@ import textwrap
 
 import pytest
 import torch
+from conftest import make_store
 
 from benchmarks import adapter, gpu, standings, time_to_accuracy
-from conftest import make_store
 from pipelines.errors import InputError
-from train import run as train_run
-from train import runs as train_runs
+from train import run as train_run, runs as train_runs
 from train.loop import Diverged
 from train.recipe import Recipe
 

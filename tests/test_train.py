@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_store
 
 import nets
 import pipelines
-from conftest import make_store
 from pipelines.errors import InputError, NotInstalled
 from train import recipes
 from train.__main__ import main, named
@@ -42,7 +42,18 @@ def run(store, tmp_path_factory):
 
 def test_run_folder_holds_what_the_design_says(run):
     out, summary = run
-    for name in ("metrics.jsonl", "checkpoint.pt", "model.safetensors", "curves.png", "mistakes.png", "confusion.png", "reasons.png", "seen.png", "report.md", "report.html"):
+    for name in (
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "model.safetensors",
+        "curves.png",
+        "mistakes.png",
+        "confusion.png",
+        "reasons.png",
+        "seen.png",
+        "report.md",
+        "report.html",
+    ):
         assert (out / name).stat().st_size > 0, name
     written = json.loads((out / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary)) and set(KEYS.split()) <= set(written)
@@ -82,7 +93,9 @@ def test_every_pipeline_trains_the_same_net(name, store, tmp_path):
     """The losses of every step, dropout and the batch stage included, are the reference's."""
     losses = {}
     for pipeline in ("reference", name):
-        settings = dict(SMALL, net="level3", affine_p=0.5, rotate=10.0, erase_p=0.5, erase=8, grey_p=0.5, contrast=0.2, mixup=0.3, cutmix=0.2, data=str(store.path))
+        settings = dict(
+            SMALL, net="level3", affine_p=0.5, rotate=10.0, erase_p=0.5, erase=8, grey_p=0.5, contrast=0.2, mixup=0.3, cutmix=0.2, data=str(store.path)
+        )
         try:
             train(Recipe(**settings, pipeline=pipeline, out=str(tmp_path / pipeline)), "", quiet)
         except NotInstalled as missing:

@@ -43,7 +43,7 @@ def read(path: Path, device: str = "cpu"):
 
         if record("byteorder") != sys.byteorder.encode():
             raise ValueError("written on a machine with another byte order")
-        admitted = {Name("torch", name): None for name in DTYPES}
+        admitted: dict = {Name("torch", name): None for name in DTYPES}
         admitted |= {Name("torch._utils", "_rebuild_tensor_v2"): _tensor, Name("collections", "OrderedDict"): dict}
         return load(record("data.pkl"), admitted, _storages(record, device))
 

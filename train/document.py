@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -48,7 +49,10 @@ img { width: 100%; display: block; border-radius: 3px; image-rendering: pixelate
 .sheet { display: grid; gap: 4px; max-width: 46rem; } .sheet small { text-align: center; line-height: 1.2; font-size: .72rem; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--soft); } footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 """
-COLOURS = "".join(f".{name} {{ color: var(--{name}); stroke: var(--{name}); }} circle.{name} {{ fill: var(--{name}); stroke: none; }}\n" for name in ("train", "test", *SERIES))
+COLOURS = "".join(
+    f".{name} {{ color: var(--{name}); stroke: var(--{name}); }} circle.{name} {{ fill: var(--{name}); stroke: none; }}\n"
+    for name in ("train", "test", *SERIES)
+)
 
 
 def document(title: str, *parts: str) -> str:
@@ -58,11 +62,11 @@ def document(title: str, *parts: str) -> str:
     return f"<!doctype html>\n<html lang=en><head>{head}<title>{escape(title)}</title><style>{STYLE}{COLOURS}</style></head>\n<body>\n{body}\n</body></html>\n"
 
 
-def table(head: list[str], rows: list[list], kind: str = "") -> str:
+def table(head: list[str], rows: Sequence[Sequence], kind: str = "") -> str:
     """A table that scrolls by itself where it is wider than the page; columns of figures are set to the right."""
     figures = [all(str(row[i])[:1] in "0123456789-" for row in rows) for i in range(len(rows[0]))] if rows else [False] * len(head)
 
-    def line(values: list, tags: list[str]) -> str:
+    def line(values: Sequence, tags: list[str]) -> str:
         cells = (f"<{tag}{' class=n' if right else ''}>{escape(str(value))}</{tag}>" for value, tag, right in zip(values, tags, figures))
         return f"<tr>{''.join(cells)}</tr>"
 

@@ -85,7 +85,7 @@ def save_onnx(model: Model, run: str, path: Path, kind: str) -> None:
     """Write an ONNX model. Raises `NotInstalled` without ONNX's packages."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise NotInstalled(f"--format onnx needs {' and '.join(missing)}: pip install -e \".[onnx]\", or export --format program")
+        raise NotInstalled(f'--format onnx needs {" and ".join(missing)}: pip install -e ".[onnx]", or export --format program')
     given = whole(model, kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own calls

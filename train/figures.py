@@ -95,7 +95,7 @@ def mistakes(images: np.ndarray, outcome: Outcome, classes: tuple[str, ...], dat
 def reasons(found: list[Mistake]) -> plt.Figure:
     """Wrong predictions in rows of four, each beside what speaks for the class it was taken for and what for its own."""
     found = found[:REASONS]
-    each = [[one.image, one.why, one.why_not] if one.why is not None else [one.image] for one in found]
+    each = [[one.image, one.why, one.why_not] if one.why is not None and one.why_not is not None else [one.image] for one in found]
     columns = 4
     rows = [sum(each[i : i + columns], []) for i in range(0, len(each), columns)]
     figure, axes = tiles(rows, label=LABEL)

@@ -71,7 +71,7 @@ def mistakes(outcome: Outcome, found: list[Mistake]) -> str:
     cards = []
     for one in found:
         pictures = picture(one.image, f"image {one.place}: {one.own}")
-        if one.why is not None:
+        if one.why is not None and one.why_not is not None:
             pictures += picture(one.why, f"what speaks for {one.taken}") + picture(one.why_not, f"what speaks for {one.own}")
         taken = f'<b style="color:var(--test)">{escape(one.taken)}</b> {one.shares[0]:.0%}'
         own = f'<span style="color:var(--train)">is {escape(one.own)}</span> {one.shares[1]:.0%}'
@@ -122,7 +122,9 @@ def sheet(made: Sheet) -> str:
     for row, (i, name) in enumerate(zip(made.ids, made.names)):
         cells += [picture(images[row], f"{name}, training image {i}, {heading}") for heading, images in made.columns.items()]
     style = f"grid-template-columns: repeat({len(made.columns)}, minmax(0, 1fr))"
-    return f'<h2>What the net sees</h2><p class=soft>Training images, and what the recipe made of them.</p><div class=sheet style="{style}">{"".join(cells)}</div>'
+    return (
+        f'<h2>What the net sees</h2><p class=soft>Training images, and what the recipe made of them.</p><div class=sheet style="{style}">{"".join(cells)}</div>'
+    )
 
 
 def seen(recipe: Recipe, store: Store, ids: np.ndarray, epoch: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pipelines import Pipeline
 from pipelines.errors import InputError
 from pipelines.mixing import Targets, mix
 from train.average import Average
@@ -75,8 +76,8 @@ class Training:
 
     recipe: Recipe
     net: nn.Module
-    train: object  # pipelines.Pipeline of the training images
-    test: object  # pipelines.Pipeline of the test images
+    train: Pipeline
+    test: Pipeline
     device: torch.device
     watch: Stopwatch
     teacher: nn.Module | None = None  # whose logits are learnt beside the labels
@@ -140,9 +141,9 @@ class Training:
         """A batch of every size of image and of batch that is to come."""
         images, targets = next(self.batches(0))
         last = len(self.train.plan.ids) % len(images)
-        for side in sorted({self._side(epoch) for epoch in range(self.recipe.epochs)}):
+        for shown in sorted({self._side(epoch) for epoch in range(self.recipe.epochs)}):
             for count in {len(images), last} - {0}:
-                yield resize(images[:count], side), targets.first(count)
+                yield resize(images[:count], shown), targets.first(count)
 
     def prepare(self) -> None:
         """Let a net that looks at training images before it learns, as `speednet`'s whitening, do so: the first batch."""

@@ -13,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipelines import data
 from pipelines.errors import InputError
 from train.command import parser_of
 from train.device import device_of
-from train.recipe import Recipe, flag, parse
+from train.recipe import flag, parse
 from train.run import assemble, make_folder
 from train.stopwatch import Stopwatch
 

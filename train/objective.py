@@ -11,7 +11,7 @@ from pipelines.mixing import Targets
 
 def cross_entropy(logits_BK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
     """The mean cross-entropy; of a mixed image, that of both its labels by their shares."""
-    if targets.partners is None:
+    if targets.partners is None or targets.share is None:
         return F.cross_entropy(logits_BK, targets.labels, label_smoothing=smoothing)
     return cross_entropies(logits_BK, targets, smoothing).mean()
 
@@ -19,7 +19,7 @@ def cross_entropy(logits_BK: torch.Tensor, targets: Targets, smoothing: float) -
 def cross_entropies(logits_BK: torch.Tensor, targets: Targets, smoothing: float) -> torch.Tensor:
     """The cross-entropy of each image, float32[B]."""
     own = F.cross_entropy(logits_BK, targets.labels, label_smoothing=smoothing, reduction="none")
-    if targets.partners is None:
+    if targets.partners is None or targets.share is None:
         return own
     theirs = F.cross_entropy(logits_BK, targets.partners, label_smoothing=smoothing, reduction="none")
     return torch.lerp(own, theirs, targets.share)

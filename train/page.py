@@ -71,7 +71,14 @@ def curves(history: list[dict], steps: list[dict]) -> str:
         points = [(h["epoch"], h[f"{split}_{key}"]) for h in history if h[f"{split}_{key}"] is not None]
         return Line(split, split, points)
 
-    loss = chart("Loss", [Line("train, every step", "train", every, faint=True), line("train", "loss"), line("test", "loss")], "epoch", "cross-entropy", "{:.3g}".format, zero=True)
+    loss = chart(
+        "Loss",
+        [Line("train, every step", "train", every, faint=True), line("train", "loss"), line("test", "loss")],
+        "epoch",
+        "cross-entropy",
+        "{:.3g}".format,
+        zero=True,
+    )
     accuracy = chart("Accuracy", [line("train", "accuracy"), line("test", "accuracy")], "epoch", "accuracy", lambda share: f"{100 * share:.4g}%")
     names = ["epoch", "lr", "train loss", "train accuracy", "test loss", "test accuracy", "images/s", "seconds"]
     rows = [

@@ -65,7 +65,9 @@ def markdown(summary: dict, history: list[dict], outcome: Outcome, classes: tupl
         "## To repeat it",
         f"```\n{summary['command']}\n```",
         f"Commit {summary['commit']}, seed {summary['seed']}, " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + ".",
-        "\n".join([f"Data: {escape(data['name'])}, {data['encoding']}, sha256", "", *(f"- {name}: `{digest}`" for name, digest in sorted(data["sha256"].items()))]),
+        "\n".join(
+            [f"Data: {escape(data['name'])}, {data['encoding']}, sha256", "", *(f"- {name}: `{digest}`" for name, digest in sorted(data["sha256"].items()))]
+        ),
         "All settings: " + ", ".join(f"{name} {value}".rstrip() for name, value in summary["recipe"].items()) + ".",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"

@@ -16,7 +16,24 @@ from train import checkpoint, result
 from train.loop import Training
 from train.recipe import Recipe
 
-STATE = {"net", "optimiser", "scaler", "average", "plateau", "random", "history", "seconds", "epoch", "step", "losses", "right", "seen", "epoch_seconds", "recipe", "data"}
+STATE = {
+    "net",
+    "optimiser",
+    "scaler",
+    "average",
+    "plateau",
+    "random",
+    "history",
+    "seconds",
+    "epoch",
+    "step",
+    "losses",
+    "right",
+    "seen",
+    "epoch_seconds",
+    "recipe",
+    "data",
+}
 
 
 def read(folder: Path) -> dict:

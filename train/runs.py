@@ -10,9 +10,9 @@ import torch
 import nets
 import pipelines
 from pipelines.errors import InputError, reason
-from train.interval import Interval
 from train.device import device_of
 from train.failures import explained
+from train.interval import Interval
 from train.loop import Diverged
 from train.recipe import Recipe
 from train.resume import read, recipe_of
