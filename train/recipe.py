@@ -8,6 +8,7 @@ from pipelines.errors import InputError
 from pipelines.mixing import Mixing
 from pipelines.plan import FLIPS, PADDINGS, Policy
 from pipelines.stage import Extra
+from train import usage
 
 SCHEDULES = ("constant", "plateau", "step", "linear", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
@@ -141,23 +142,16 @@ def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
 
     Raises `InputError` for an unknown recipe or a bad value; an unknown flag ends with exit code 2.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m train",
-        description="Train a net on CIFAR-10. Flags change the recipe's settings.",
-        epilog="recipes: " + ", ".join(recipes) + " (python -m train catalogue tells what each gives). "
-        "To go on with an interrupted run: python -m train --resume RUN",
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", nargs="?", default="default", help="a named recipe (default: default)")
-    for setting in fields(Recipe):
-        text = setting.metadata["help"].replace("%", "%%")
-        options = {"default": argparse.SUPPRESS, "help": text}
+    from train.__main__ import COMMANDS
+
+    parser = usage.parser(recipes, COMMANDS)
+    for setting, group in usage.groups(parser, fields(Recipe)):
+        options = {"default": argparse.SUPPRESS, "help": setting.metadata["help"].replace("%", "%%")}
         if setting.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": setting.type, "choices": setting.metadata["choices"]}
-            options["metavar"] = setting.name.upper() if not setting.metadata["choices"] else None
-        parser.add_argument(f"--{flag(setting.name)}", **options)
+            options |= {"type": setting.type, "choices": setting.metadata["choices"], "metavar": usage.metavar(setting)}
+        group.add_argument(f"--{flag(setting.name)}", **options)
     given = vars(parser.parse_args(arguments))
     name = given.pop("recipe")
     if name not in recipes:

@@ -1,0 +1,70 @@
+"""What `python -m train --help` prints: the settings in short groups, commands and examples."""
+
+import argparse
+import shutil
+from dataclasses import Field
+
+from train.command import WIDEST
+
+# A setting that is named nowhere here stands under "more settings".
+GROUPS = {
+    "data": "data size limit held_out pipeline",
+    "net": "net norm",
+    "run": "epochs batch_size seed runs together sweep out eval_every views save_minutes events",
+    "speed": "device precision compiled deterministic",
+    "optimiser": "optimiser lr momentum nesterov weight_decay beta muon_lr muon_momentum head_lr label_smoothing ema",
+    "schedule": "schedule warmup floor step_epochs factor patience",
+    "images that grow": "first_side grown",
+    "augmentation, the same in every pipeline": "flip translate padding cutout",
+    "augmentation behind the pipeline": "affine_p shift scale rotate erase_p erase erase_fill grey_p brightness contrast saturation sharpness mixup cutmix mix_ramp",
+    "distillation": "teacher teacher_share temperature",
+}
+MORE = "more settings"
+METAVARS = {int: "N", float: "X", str: "NAME"}
+TEXTS = {"data": "PATH", "out": "DIR", "teacher": "RUN", "sweep": "FIELD=V,V"}
+
+USAGE = """python -m train [RECIPE] [--setting value ...]
+       python -m train --resume RUN
+       python -m train COMMAND ... (each has its own --help)"""
+
+ABOUT = "Train a small net. A recipe is a set of settings with a name, and a flag changes one of them. Without any, python -m train does what suits this machine."
+
+EXAMPLES = """
+examples:
+  python -m train                                         about five minutes on two cores
+  python -m train level1 --epochs 10 --pipeline dali      a recipe with other settings
+  python -m train --data my-pictures --size 32            on class folders of your own pictures
+  python -m train --data cifar100 --runs 5                five seeds: mean, deviation and interval
+  python -m train --resume runs/20261124-...              what was interrupted, to the same bits
+  python -m train predict runs/20261124-... photo.jpg     what a trained net says of a picture
+"""
+
+
+def parser(recipes: dict, commands: dict[str, str]) -> argparse.ArgumentParser:
+    """The parser of a training, still without settings. `recipes` maps names to functions, `commands` names to what they are for."""
+
+    def layout(prog: str) -> argparse.HelpFormatter:
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns, WIDEST))
+
+    listed = "\n".join(f"  {name:12}{text}" for name, text in commands.items())
+    epilog = f"recipes:\n  {', '.join(recipes)}\n\ncommands:\n{listed}\n{EXAMPLES}"
+    made = argparse.ArgumentParser("python -m train", USAGE, ABOUT, epilog, formatter_class=layout, allow_abbrev=False)
+    made.add_argument("recipe", nargs="?", default="default", metavar="RECIPE", help="a named recipe, see below (default: default)")
+    return made
+
+
+def groups(made: argparse.ArgumentParser, settings: tuple[Field, ...]) -> list[tuple[Field, argparse._ArgumentGroup]]:
+    """Each setting with the group of the parser that it is listed in, in the order in which they are printed."""
+    by_name, found = {setting.name: setting for setting in settings}, []
+    for title, text in GROUPS.items():
+        group = made.add_argument_group(title)
+        found += [(by_name.pop(name), group) for name in text.split() if name in by_name]
+    if by_name:
+        group = made.add_argument_group(MORE)
+        found += [(setting, group) for setting in by_name.values()]
+    return found
+
+
+def metavar(setting: Field) -> str | None:
+    """What stands for a value in the help; None where its choices do."""
+    return None if setting.metadata["choices"] else TEXTS.get(setting.name) or METAVARS.get(setting.type)
