@@ -4,7 +4,7 @@ import argparse
 import shutil
 from dataclasses import Field
 
-from train.command import WIDEST
+from train.command import WIDEST, wrapped
 
 # A setting that is named nowhere here stands under "more settings".
 GROUPS = {
@@ -20,14 +20,16 @@ GROUPS = {
     "distillation": "teacher teacher_share temperature",
 }
 MORE = "more settings"
-METAVARS = {int: "N", float: "X", str: "NAME"}
+METAVARS: dict[object, str] = {int: "N", float: "X", str: "NAME"}
 TEXTS = {"data": "PATH", "out": "DIR", "teacher": "RUN", "sweep": "FIELD=V,V"}
 
 USAGE = """python -m train [RECIPE] [--setting value ...]
        python -m train --resume RUN
        python -m train COMMAND ... (each has its own --help)"""
 
-ABOUT = "Train a small net. A recipe is a set of settings with a name, and a flag changes one of them. Without any, python -m train does what suits this machine."
+ABOUT = (
+    "Train a small net. A recipe is a set of settings with a name, and a flag changes one of them. Without any, python -m train does what suits this machine."
+)
 
 EXAMPLES = """
 examples:
@@ -48,7 +50,7 @@ def parser(recipes: dict, commands: dict[str, str]) -> argparse.ArgumentParser:
 
     listed = "\n".join(f"  {name:12}{text}" for name, text in commands.items())
     epilog = f"recipes:\n  {', '.join(recipes)}\n\ncommands:\n{listed}\n{EXAMPLES}"
-    made = argparse.ArgumentParser("python -m train", USAGE, ABOUT, epilog, formatter_class=layout, allow_abbrev=False)
+    made = argparse.ArgumentParser("python -m train", USAGE, wrapped(ABOUT), epilog, formatter_class=layout, allow_abbrev=False)
     made.add_argument("recipe", nargs="?", default="default", metavar="RECIPE", help="a named recipe, see below (default: default)")
     return made
 

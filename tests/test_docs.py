@@ -1,0 +1,72 @@
+"""The documents' code is run as it stands: docs/api.md in this process, CONTRIBUTING.md on a copy of the project; and --help is whole."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from train import usage
+from train.recipe import Recipe, flag, parse
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+FEW = {"train": 2000, "test": 100}  # shapes; all of them take longer to draw than the rest
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (REPOSITORY / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_api_is_as_documented(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("train.report.write", lambda *_: None)  # test_report.py has them
+    monkeypatch.setattr("pipelines.shapes.COUNTS", FEW)
+    known = {}
+    for block in blocks("docs/api.md", "python"):
+        exec(compile(block, "docs/api.md", "exec"), known)
+    said = capsys.readouterr().out
+    assert "runs/first: test accuracy" in said and said.splitlines()[-1] in known["store"].classes
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory) -> Path:
+    """The project with what CONTRIBUTING.md adds to it."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("pipelines", "nets", "train", "tests"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "setup.cfg", root)
+    with (root / "pipelines/shapes.py").open("a", encoding="utf-8") as file:
+        file.write(f"COUNTS = {FEW}\n")
+    for block in blocks("CONTRIBUTING.md", "python"):
+        with (root / block.split()[1]).open("a", encoding="utf-8") as file:
+            file.write("\n\n" + block)
+    return root
+
+
+def test_what_contributing_adds_works(copied):
+    commands = [line for block in blocks("CONTRIBUTING.md", "sh") for line in block.splitlines()]
+    assert [command.split()[2] for command in commands] == ["pytest", "train"]
+    done = [
+        subprocess.run([sys.executable, *command.split()[1:]], cwd=copied, env={**os.environ, "PYTHONPATH": str(copied)}, capture_output=True, text=True)
+        for command in commands
+    ]
+    assert all(one.returncode == 0 for one in done), "\n".join(one.stdout + one.stderr for one in done)
+    assert re.search(r"\d\d passed|^\.{20,}", done[0].stdout, re.MULTILINE)
+    assert "pebble: 5,466 parameters, 256 images of shapes through pooled" in done[1].stdout and (copied / "runs/pebble/model.safetensors").exists()
+
+
+def test_help_lists_every_setting_once_and_fits(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse(["--help"], {"default": None, "level1": None})
+    said = capsys.readouterr().out
+    listed = re.findall(r"^  --([a-z0-9-]+)", said, re.MULTILINE)
+    assert sorted(listed) == sorted(flag(setting.name) for setting in fields(Recipe)) and max(map(len, said.splitlines())) <= 100
+    assert {name for names in usage.GROUPS.values() for name in names.split()} <= {setting.name for setting in fields(Recipe)}
+    assert all(f"\n{title}:" in said for title in (*usage.GROUPS, "recipes", "commands", "examples")) and "lr-find" in said
