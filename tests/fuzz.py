@@ -139,10 +139,11 @@ def work(seed: int, cases: range, box: Path, pipe: int, loud: bool) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (addresses + MOST_ADDRESSES,) * 2)
     with open(pipe, "w", buffering=1) as out:
         for case in cases:
+            resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY,) * 2)
+            reader, how, files = make(seed, case)  # which may pack more than is read of it
             used = resource.getrusage(resource.RUSAGE_SELF)
             used = used.ru_utime + used.ru_stime
             resource.setrlimit(resource.RLIMIT_CPU, (int(used) + MOST_SECONDS + 1, resource.RLIM_INFINITY))
-            reader, how, files = make(seed, case)
             print(json.dumps([case, reader, how]), file=out)
             began = time.process_time()
             outcome, said = attempt(reader, files, box, watch)
@@ -200,7 +201,7 @@ def run_worker(seed: int, cases: range, box: Path, loud: bool = False) -> list[l
     if len(lines) % 2:
         outcome = "crash" if waiting and status != -signal.SIGXCPU else "hang"
         return [*done, [*lines[-1], outcome, f"exit code {status}", MOST_SECONDS]]
-    if status and not done:  # after a case, what has come over this machine is tried again
+    if status:
         raise RuntimeError(f"a worker ended before case {cases[0] + len(done)} began, exit code {status}")
     return done
 
