@@ -67,7 +67,7 @@ def arranged(path: Path, name: str, found: dict[str, Files]) -> Source:
         return source_of(name, found)
     train, test = held_out(found.get("train") or found[""])
     note = f"{path}: no test images in it: one in {HELD_OUT} of each class ({len(test.names):,} of {len(test.names) + len(train.names):,}) is left out of training to test on"
-    return source_of(f"{name}, one in {HELD_OUT} held out", {"train": train, "test": test}, note)
+    return source_of(f"{name} (one in {HELD_OUT} held out)", {"train": train, "test": test}, note)
 
 
 def held_out(files: Files) -> tuple[Files, Files]:

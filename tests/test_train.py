@@ -223,9 +223,10 @@ def test_a_reader_that_leaves_is_no_error_message():
 
 
 def test_unknown_flag_is_an_error():
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(InputError, match="--bach-size: no such setting .did you mean --batch-size"):
         parse(["--bach-size", "3"], named())
-    assert ended.value.code == 2
+    with pytest.raises(InputError, match="levle1: neither a recipe .*level1.* nor a command .*predict"):
+        parse(["levle1"], named())
 
 
 # Recipes, schedules, optimiser

@@ -140,7 +140,7 @@ def flag(name: str) -> str:
 def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
     """(name, recipe) of a command line: `[RECIPE] --field value ...`; `recipes` maps names to functions.
 
-    Raises `InputError` for an unknown recipe or a bad value; an unknown flag ends with exit code 2.
+    Raises `InputError` for an unknown recipe, setting or a value that cannot be; one of another type ends with exit code 2.
     """
     from train.__main__ import COMMANDS
 
@@ -152,8 +152,13 @@ def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
         else:
             options |= {"type": setting.type, "choices": setting.metadata["choices"], "metavar": usage.metavar(setting)}
         group.add_argument(f"--{flag(setting.name)}", **options)
-    given = vars(parser.parse_args(arguments))
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise InputError(
+            f"{unknown[0]}: no such setting{usage.near(unknown[0], [f'--{flag(f.name)}' for f in fields(Recipe)])}: python -m train --help lists them"
+        )
+    given = vars(known)
     name = given.pop("recipe")
     if name not in recipes:
-        raise InputError(f"recipe {name!r}: choose one of {', '.join(recipes)}")
+        raise InputError(f"{name}: neither a recipe ({', '.join(recipes)}) nor a command ({', '.join(COMMANDS)})")
     return name, dataclasses.replace(recipes[name](), **given)

@@ -67,7 +67,7 @@ class Run:
             make_folder(out)
         say(headline(recipe, self.training, self.store, device))
         if (steps := recipe.epochs * len(self.training.train)) < FEW:
-            say(f"note: {steps} steps in all are few: give more --epochs, or a smaller --batch-size, for so few images")
+            say(f"note: {steps} steps in all are few: for so few images give more --epochs")
 
     def course(self) -> Course:
         """The training's, with the run folder's metrics and checkpoint kept up with it."""

@@ -1,6 +1,7 @@
 """What `python -m train --help` prints: the settings in short groups, commands and examples."""
 
 import argparse
+import difflib
 import shutil
 from dataclasses import Field
 
@@ -65,6 +66,12 @@ def groups(made: argparse.ArgumentParser, settings: tuple[Field, ...]) -> list[t
         group = made.add_argument_group(MORE)
         found += [(setting, group) for setting in by_name.values()]
     return found
+
+
+def near(word: str, words: list[str]) -> str:
+    """A question in brackets where one of the words is close to what was given."""
+    found = difflib.get_close_matches(word.split("=")[0], words, 1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def metavar(setting: Field) -> str | None:
