@@ -223,6 +223,10 @@ class Plan:
         whole, rest = divmod(len(self.ids), self.batch_size)
         return whole if self.drop_last or not rest else whole + 1
 
+    def size(self, step: int) -> int:
+        """Images of a step's batch, those of all processes."""
+        return min(self.batch_size, len(self.ids) - step * self.batch_size)
+
     @property
     def part(self) -> int:
         """Images of a full batch that are made here."""
@@ -238,7 +242,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Batches an epoch that are yielded here: those of `len`, but for a last one that is too small for all to have a part."""
-        return min(len(self), -(-len(self.places) // self.part))
+        return len(self) if self.share == (0, 1) else min(len(self), -(-len(self.places) // self.part))
 
     def order(self, epoch: int) -> np.ndarray:
         """int64[m]: the samples of the epoch that are made here in their order, those of a dropped last batch included."""

@@ -287,7 +287,7 @@ def test_confusion_counts_true_by_row():
 
 def test_held_out_images_are_left_out_of_training(store, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("train.run.Training", lambda recipe, net, loader, test, device, watch, teacher: seen.update(train=loader.plan.ids, test=test.plan.ids))
+    monkeypatch.setattr("train.run.Training", lambda recipe, net, loader, test, *_, **__: seen.update(train=loader.plan.ids, test=test.plan.ids))
     from train.run import assemble, tested_images
 
     recipe = Recipe(**SMALL, held_out=10, limit=20)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from train.ranks import Ranks
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,11 +30,12 @@ class Outcome:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, pipeline, autocast, views: int = 1) -> Outcome:
+def evaluate(net: nn.Module, pipeline, autocast, views: int = 1, ranks: Ranks = Ranks()) -> Outcome:
     """Run `net` in evaluation mode over the pipeline's epoch 0; leaves it in training mode.
 
     autocast  a function that gives a fresh context for the forward pass
     views     of each image, whose logits are averaged (`seen`)
+    ranks     the processes that each do their part of it; all get the whole outcome
     """
     net.eval()
     logits_NK, labels_N = [], []
@@ -41,7 +44,7 @@ def evaluate(net: nn.Module, pipeline, autocast, views: int = 1) -> Outcome:
             logits_NK.append(fitting(net, images, views))
         labels_N.append(labels)
     net.train()
-    logits, labels = torch.cat(logits_NK), torch.cat(labels_N)
+    logits, labels = (ranks.gathered(torch.cat(rows), pipeline.plan) for rows in (logits_NK, labels_N))
     loss = nn.functional.cross_entropy(logits, labels).item()
     return Outcome(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), loss)
 

@@ -24,16 +24,17 @@ from train.evaluate import Outcome, evaluate
 from train.objective import cross_entropy, distillation
 from train.optim import Plateau, optimiser
 from train.progressive import resize, side
+from train.ranks import Ranks
 from train.recipe import Recipe
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
 
-# Gives the images and targets of each step, and takes its loss and logits: whoever follows it decides how a step is computed.
+# Gives the images and targets of each step, and takes its loss and count of right predictions: whoever follows it decides how a step is computed.
 Course = Generator[tuple[torch.Tensor, Targets], tuple[torch.Tensor, torch.Tensor], None]
 
 
 def follow(course: Course, step: Callable):
-    """Take a course to its end, and give what it returns: every step is `step(images, targets)`, which gives (loss, logits).
+    """Take a course to its end, and give what it returns: every step is `step(images, targets)`, which gives (loss, right).
 
     What a step raises comes up in the course, whose contexts may have something to save or to say.
     """
@@ -83,6 +84,7 @@ class Training:
     teacher: nn.Module | None = None  # whose logits are learnt beside the labels
     label: str = ""
     history: list[dict] = field(default_factory=list)
+    ranks: Ranks = Ranks()  # the processes that train the net together
 
     def __post_init__(self):
         self.precision = precision_of(self.recipe, self.device)
@@ -149,7 +151,8 @@ class Training:
         """Let a net that looks at training images before it learns, as `speednet`'s whitening, do so: the first batch."""
         if hasattr(self.net, "prepare"):
             images, _ = next(iter(self.train.epoch(0)))
-            self.net.prepare(images)
+            self.net.prepare(self.ranks.whole_batch(images, self.train.plan))
+        self.ranks.same_start(self.net)
         if self.average:
             self.average.begin()
 
@@ -244,7 +247,7 @@ class Training:
     def _test(self, last: bool) -> None:
         before = self.watch.seconds["eval"]
         with self.watch.lap("eval"):
-            self.outcome = evaluate(self.finished, self.test, self.autocast, self.recipe.views)
+            self.outcome = evaluate(self.finished, self.test, self.autocast, self.recipe.views, self.ranks)
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
 
@@ -260,18 +263,19 @@ class Training:
         if start == 0:
             self.progress = Progress(epoch, right=torch.zeros((), dtype=torch.int64, device=self.device))
         at, steps, self.began = self.progress, len(self.train), time.perf_counter()
-        name = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}"
-        with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=None, leave=False) as bar:
+        name, hidden = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}", True if self.ranks.rank else None  # None: where there is no terminal
+        with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=hidden, leave=False) as bar:
             for step, (images, targets) in enumerate(self.batches(epoch, start), start):
                 images = resize(images, self._side(epoch))
                 self._set_rate(epoch + step / steps)
-                loss, logits = yield images, targets
+                self.ranks.begin_step(self.recipe.seed, epoch, step)
+                loss, right = yield images, targets
                 at.losses.append(loss)
-                at.right = at.right + (logits.argmax(1) == targets.labels).sum()
-                at.seen += len(images)
+                at.right = at.right + right
+                at.seen += self.train.plan.size(step)
                 at.step = step + 1
                 on_step()
-                bar.update(len(images))
+                bar.update(self.train.plan.size(step))
         losses = torch.stack(at.losses).tolist()
         for step, loss in enumerate(losses):
             if loss != loss or loss in (float("inf"), float("-inf")):
@@ -279,11 +283,18 @@ class Training:
         return losses, int(at.right), at.seen
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, Targets]]:
-        """The pipeline's batches from a step on, mixed where the recipe says so."""
-        if not self.mixing:
-            for images, labels in self.train.epoch(epoch, start):
-                yield images, Targets(labels)
-            return
+        """The pipeline's batches from a step on, mixed where the recipe says so; a last one of which this process has no part is empty."""
+        plan = self.train.plan
+        yield from self._mixed(epoch, start) if self.mixing else self._plain(epoch, start)
+        if plan.steps < len(plan):
+            images, labels = next(iter(self.train.epoch(0)))
+            yield images[:0], Targets(labels[:0])
+
+    def _plain(self, epoch: int, start: int) -> Iterator[tuple[torch.Tensor, Targets]]:
+        for images, labels in self.train.epoch(epoch, start):
+            yield images, Targets(labels)
+
+    def _mixed(self, epoch: int, start: int) -> Iterator[tuple[torch.Tensor, Targets]]:
         plan, ramp = self.train.plan, self.recipe.mix_ramp * len(self.train)
         for step, ((images, labels), ids) in enumerate(zip(self.train.epoch(epoch, start), plan.batches(epoch, start)), start):
             strength = min(1.0, (epoch * len(self.train) + step) / ramp) if ramp else 1.0
@@ -298,12 +309,14 @@ class Training:
             set_rate(group, group["initial_lr"] * self.schedule(progress) * plateau)
 
     def step(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-        """One update. The detached loss (mean over the batch, float32) and the logits."""
+        """One update. The detached loss (mean over the batch, float32) and the count of right predictions (int64)."""
         loss, logits = self.forward(images, targets)
+        loss = self.ranks.part_of(loss, len(images), self.train.plan, self.progress.step)
         self.backward(loss)
+        loss, right = self.ranks.add_up(self.net, loss.detach(), right_of(logits, targets))
         self.update()
         self.moved()
-        return loss.detach(), logits.detach()
+        return loss, right
 
     def forward(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, logits) of a batch, with their graph."""
@@ -313,6 +326,8 @@ class Training:
 
     def loss(self, logits: torch.Tensor, images: torch.Tensor, targets: Targets) -> torch.Tensor:
         """What the step is to make smaller, a float32 scalar."""
+        if not len(images):  # a process without a part of the batch, which has gradients for all that
+            return logits.float().sum()
         loss = cross_entropy(logits.float(), targets, self.recipe.label_smoothing)
         if self.teacher is None:
             return loss
@@ -334,6 +349,11 @@ class Training:
         """What follows a step's update."""
         if self.average:
             self.average.update()
+
+
+def right_of(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """How many images are predicted right, an int64 scalar."""
+    return (logits.detach().argmax(1) == targets.labels).sum()
 
 
 def set_rate(group: dict, rate: float | torch.Tensor) -> None:

@@ -35,7 +35,7 @@ class Recipe:
     held_out: int = _setting(0, "test on that many training images, balanced, left out of training; 0 for the test split")
     epochs: int = _setting(10, "passes over the training images")
     eval_every: int = _setting(1, "epochs between test passes; 0 for one, after the last epoch")
-    batch_size: int = _setting(128, "images a step")
+    batch_size: int = _setting(128, "images a step, those of all processes where several share a training")
     seed: int = _setting(0, "of the weights, the order and the augmentation; 0 to 2**32 - 1")
     runs: int = _setting(1, "trainings, with seeds seed, seed + 1, ...")
     together: int = _setting(1, "trainings that share one program, where there are several: a GPU has room for many small nets")

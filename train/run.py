@@ -24,10 +24,12 @@ from train.failures import explained
 from train.loop import Course, Training, follow
 from train.machine import commit, hardware, versions
 from train.progressive import side
+from train.ranks import Ranks
 from train.recipe import Recipe
 from train.resume import go_on
 from train.saving import Lines, Saver
 from train.stopwatch import Stopwatch
+from train.synced import synced
 
 SCHEMA = 1
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG q75)", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
@@ -38,10 +40,19 @@ TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a tra
 @dataclass
 class Kept:
     """What the seeds of one process share, once the first has made it: the verified store, and the compiled trainings
-    by the place that each has among those that go together."""
+    by the place that each has among those that go together. `ranks` is this process among several."""
 
     store: Store | None = None
     trainings: dict[int, Training] = field(default_factory=dict)
+    ranks: Ranks = Ranks()
+
+    def locate(self, recipe: Recipe) -> None:
+        """Have the store that a recipe's `data` means, every byte of it checked: converted by one process of a machine, and the same for all."""
+        if self.store is not None:
+            return
+        self.store = self.ranks.first_of_machine(lambda: verified(data.locate(recipe.data, recipe.size)))
+        if self.ranks.same(lambda: self.store.sha256) != self.store.sha256:
+            raise InputError(f"{self.store.path}: not the data that the first process has: give all of them the same --data")
 
 
 class Run:
@@ -55,16 +66,15 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept, state: dict | None = None, slot: int = 0):
         self.recipe, self.out, self.name, self.say = recipe, out, name, say
-        self.watch, self.state = Stopwatch(device), state
+        self.watch, self.state, self.writes = Stopwatch(device), state, kept.ranks.writes
         with self.watch.lap("setup"):
-            if kept.store is None:
-                kept.store = data.locate(recipe.data, recipe.size)
-                kept.store.verify()
+            kept.locate(recipe)
             self.store = kept.store
-            self.training = assemble(recipe, self.store, device, self.watch, kept.trainings.get(slot))
+            self.training = assemble(recipe, self.store, device, self.watch, kept.trainings.get(slot), kept.ranks)
             if recipe.compiled:
                 kept.trainings[slot] = self.training
-            make_folder(out)
+            if self.writes:
+                make_folder(out)
         say(headline(recipe, self.training, self.store, device))
         if (steps := recipe.epochs * len(self.training.train)) < FEW:
             say(f"note: {steps} steps in all are few: for so few images give more --epochs")
@@ -75,6 +85,10 @@ class Run:
         if self.state:
             go_on(training, self.state, self.store, out)
             self.say(f"goes on at epoch {training.progress.epoch + 1}, step {training.progress.step + 1}")
+        if not self.writes:
+            with explained(recipe, training.device):
+                yield from training.course(lambda line, losses: None)
+            return
         (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
         metrics, steps = (Lines(out / name, training.progress.epoch) for name in ("metrics.jsonl", "steps.jsonl"))
         board = events.board(out, recipe.events, goes_on=bool(self.state))
@@ -91,7 +105,9 @@ class Run:
             yield from training.course(on_epoch, saver.on_step)
 
     def finish(self) -> dict:
-        """Write the model, the report and the summary, and give the summary."""
+        """Write the model, the report and the summary, and give the summary; {} in a process that does not write."""
+        if not self.writes:
+            return {}
         out, recipe, training, store = self.out, self.recipe, self.training, self.store
         summary = summarise(recipe, training, store, self.name) | {"together": self.together}
         described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
@@ -117,25 +133,35 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     return run.finish()
 
 
-def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None) -> Training:
+def verified(store: Store) -> Store:
+    """The store, every byte of it checked."""
+    store.verify()
+    return store
+
+
+def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None, ranks: Ranks = Ranks()) -> Training:
     """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline.
 
     earlier  a training of the same recipe with another seed, whose compiled step is then used again
+    ranks    the processes that share the training, of which this one does its part
     """
+    if recipe.compiled and not ranks.alone:
+        raise InputError("--compiled: several processes share a training eagerly only: add --no-compiled, or deal out whole trainings with --runs")
     dtype = DTYPES[precision_of(recipe, device)]
     held, ids = split(recipe, store.labels("train"))
-    common = dict(device=device, dtype=dtype, seed=recipe.seed)
+    common = dict(device=device, dtype=dtype, seed=recipe.seed, share=ranks.share)
     loader = pipelines.open(recipe.pipeline, store, "train", batch_size=recipe.batch_size, policy=recipe.policy(), ids=ids, **common)
     loader = stage.stage(loader, recipe.extra(store.mean), store)
     tested = {"split": "test"} if held is None else {"split": "train", "ids": held}
-    test = pipelines.open(recipe.pipeline, store, batch_size=TEST_BATCH, policy=PLAIN, **tested, **common)
+    test = pipelines.open(recipe.pipeline, store, batch_size=ranks.whole(TEST_BATCH), policy=PLAIN, **tested, **common)
     torch.manual_seed(recipe.seed)
     options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
     net = nets.load(recipe.net, len(store.classes), **options)
     check_fit(net, recipe, store)
+    net = synced(net, ranks)
     if earlier is not None:
         return earlier.restart(recipe, net, loader, test, watch)
-    return Training(recipe, net, loader, test, device, watch, teacher(recipe, store))
+    return Training(recipe, net, loader, test, device, watch, teacher(recipe, store), ranks=ranks)
 
 
 def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
@@ -187,7 +213,7 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
         "schema": SCHEMA,
         "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
         "commit": commit(),
-        "hardware": hardware(training.device),
+        "hardware": {**hardware(training.device), "processes": training.ranks.count},
         "versions": versions(),
         "data": {"name": dataset_name(store), "encoding": store.encoding, "sha256": store.sha256},
         "net": recipe.net,

@@ -1,8 +1,9 @@
-"""A training and its repetitions: `--runs K` trains K seeds in one process, each in a folder of its own."""
+"""A training and its repetitions: `--runs K` trains K seeds in one process, each in a folder of its own; several processes share them out."""
 
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 import nets
 import pipelines
 from pipelines.errors import InputError, reason
+from train import ranks
 from train.device import device_of
 from train.failures import explained
 from train.interval import Interval
@@ -23,7 +25,7 @@ NOT_COMPARED = ("name", "seed", "runs", "together", "sweep", "out", "data")  # w
 
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
-    """Train a recipe, `recipe.runs` times, and write its run folder. Gives back the (last) summary.
+    """Train a recipe, `recipe.runs` times, and write its run folder. Gives back the (last) summary; of several processes, in the first.
 
     state  of a checkpoint of this recipe, to go on from (`resume.read`)
 
@@ -36,23 +38,27 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
     pipelines.load(recipe.pipeline)
     if recipe.net not in nets.names():
         raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
-    out = folder(recipe)
-    if recipe.sweep:
-        from train import sweep  # which stands on this module
+    with ranks.joined(device, deal=recipe.runs > 1 or bool(recipe.sweep)) as mine:
+        kept, out = Kept(ranks=mine), mine.same(lambda: folder(recipe))
+        device, say = mine.device(device), say if mine.writes else lambda *_: None
+        if recipe.sweep:
+            from train import sweep  # which stands on this module
 
-        return sweep.train(recipe, out, device, name, say)
-    if recipe.runs == 1:
-        return train_once(recipe, out, device, name, say, Kept(), state)
-    return train_many(recipe, out, device, name, say)
+            return sweep.train(recipe, out, device, name, say, kept)
+        if recipe.runs == 1:
+            return train_once(recipe, out, device, name, say, kept, state)
+        return train_many(recipe, out, device, name, say, kept)
 
 
-def train_many(recipe: Recipe, out: Path, device, name: str, say) -> dict:
+def train_many(recipe: Recipe, out: Path, device, name: str, say, kept: Kept) -> dict:
     """Seeds `seed`, `seed + 1`, ..., each in `out/seed-N`. A seed that is finished there is not trained again.
 
     A diverged seed is written to its folder's `diverged.json`, counted, and left out of no count; the accuracies
     are of the others. Raises `InputError` where the folder holds another experiment's seeds, or all diverged.
     """
-    outcomes = train_jobs(seeds(recipe, out), recipe.together, device, name, say, Kept())
+    outcomes = train_jobs(seeds(recipe, out), recipe.together, device, name, say, kept)
+    if kept.ranks.rank:
+        return {}
     summary = {**next((o for o in reversed(outcomes) if "diverged" not in o), {}), "runs": gathered(outcomes, out)}
     write_json(out / "summary.json", summary)
     lost = [o["diverged"] for o in outcomes if "diverged" in o]
@@ -66,19 +72,29 @@ def seeds(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
 
 
 def train_jobs(jobs: list[tuple[Recipe, Path]], together: int, device, name: str, say, kept: Kept) -> list[dict]:
-    """What each job's folder says of it in the end: its summary, or where it diverged. A finished one is not trained again."""
-    outcomes = {place: earlier(one, place) for one, place in jobs}
-    waiting = []
-    for one, place in jobs:
-        if outcomes[place]:
-            say(f"{place}: finished earlier, kept")
-        else:
-            waiting.append((one, place))
-    while waiting:
-        group, waiting = waiting[:together], waiting[together:]
-        for (_, place), outcome in zip(group, attempt(group, device, name, say, kept)):
-            outcomes[place] = outcome
+    """What each job's folder says of it in the end: its summary, or where it diverged. A finished one is not trained again.
+
+    Several processes take turns in taking `together` of them, and all get all outcomes.
+    """
+    mine, recipe = kept.ranks, jobs[0][0]
+    outcomes = mine.same(lambda: {place: earlier(one, place) for one, place in jobs})
+    for place in [place for place in outcomes if outcomes[place] and not mine.rank]:
+        say(f"{place}: finished earlier, kept")
+    waiting = [job for job in jobs if not outcomes[job[1]]]
+    if mine.several:
+        kept.locate(recipe)
+        say = partial(prefixed, say, f"process {mine.rank}: ")
+    groups = [waiting[first : first + together] for first in range(0, len(waiting), together)]
+    ended = {}
+    for group in mine.dealt(groups):
+        ended |= {place: outcome for (_, place), outcome in zip(group, attempt(group, device, name, say, kept))}
+    outcomes |= mine.of_all(ended)
     return [outcomes[place] for _, place in jobs]
+
+
+def prefixed(say, before: str, line: str) -> None:
+    """Say which of several processes says it."""
+    say(before + line)
 
 
 def gathered(outcomes: list[dict], out: Path) -> dict:

@@ -1,6 +1,7 @@
 """When a training is saved: after every epoch, every few minutes, and when Ctrl-C asks for it."""
 
 import json
+import math
 import signal
 import threading
 import time
@@ -17,12 +18,13 @@ from train.loop import Diverged, Training
 class Saver:
     """Keeps `out/checkpoint.pt` fresh while a training runs; a context, in which Ctrl-C waits for the end of a step.
 
-    The first Ctrl-C saves, says how to go on, and raises `KeyboardInterrupt`; a second one does not wait.
+    The first Ctrl-C saves, says how to go on, and raises `KeyboardInterrupt`; a second one does not wait. What comes within a
+    second is the same one: under torchrun the terminal and torchrun each pass it on.
     """
 
     def __init__(self, training: Training, store: Store, out: Path, name: str, say):
         self.training, self.store, self.out, self.name, self.say = training, store, out, name, say
-        self.last, self.asked = time.monotonic(), False
+        self.last, self.asked = time.monotonic(), math.inf  # when it was saved, and when Ctrl-C came
 
     def __enter__(self) -> "Saver":
         self.before = None
@@ -37,9 +39,9 @@ class Saver:
             self.say(f"when that is mended: python -m train --resume {self.out}")
 
     def _ask(self, *_) -> None:
-        if self.asked:
+        if time.monotonic() - self.asked > 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = min(self.asked, time.monotonic())
 
     def save(self) -> None:
         """Write the checkpoint. Raises `InputError` where it cannot be, and where the images were written over: the last one stays."""
@@ -50,7 +52,7 @@ class Saver:
 
     def on_step(self) -> None:
         """What `Training.run` calls after each step."""
-        if self.asked:
+        if self.asked < math.inf:
             self.save()
             self.say(f"saved: to go on, python -m train --resume {self.out}")
             raise KeyboardInterrupt

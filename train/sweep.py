@@ -19,7 +19,7 @@ FIXED = ("seed", "runs", "together", "sweep", "out", "data", "device")  # not se
 SHAPES = ("net", "norm", "limit", "held_out", "epochs", "eval_every", "batch_size", "precision", "compiled", "optimiser", "first_side", "grown", "pipeline")
 
 
-def train(recipe: Recipe, out: Path, device: torch.device, name: str, say) -> dict:
+def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept) -> dict:
     """Train all values, each in `out/FIELD-VALUE` (with its seeds below it), and write and say how they ended."""
     setting, values = read(recipe)
     if recipe.together > 1 and setting in SHAPES:
@@ -27,7 +27,9 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say) -> di
     places = [out / f"{flag(setting)}-{value}" for value in values]
     each = [replace(recipe, sweep="", **{setting: value}) for value in values]
     jobs = [seeds(one, place) if recipe.runs > 1 else [(replace(one, runs=1, together=1), place)] for one, place in zip(each, places)]
-    outcomes = iter(train_jobs([job for several in jobs for job in several], recipe.together, device, name, say, Kept()))
+    outcomes = iter(train_jobs([job for several in jobs for job in several], recipe.together, device, name, say, kept))
+    if kept.ranks.rank:
+        return {}
     ends = []
     for value, place, several in zip(values, places, jobs):
         ended = [next(outcomes) for _ in several]

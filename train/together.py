@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
 from train.compiled import compile_step, restore
-from train.loop import Course, Diverged, Training, set_rate
+from train.loop import Course, Diverged, Training, right_of, set_rate
 from train.objective import cross_entropies
 
 Batch = tuple[torch.Tensor, Targets]
@@ -83,7 +83,7 @@ class Together:
         return outcomes
 
     def step(self, batches: list[Batch], going: Iterable[int] = ()) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(detached loss, logits) of each training's update by its batch; of those that are `going`, where not all are."""
+        """(detached loss, right predictions) of each training's update by its batch; of those that are `going`, where not all are."""
         if not self.batched:
             going = set(going) or range(len(batches))
             return [t.step(*batch) if i in going else None for i, (t, batch) in enumerate(zip(self.trainings, batches))]
@@ -96,7 +96,8 @@ class Together:
         self.update()
         for training in self.trainings:
             training.moved()
-        return list(zip(losses.detach(), logits.detach()))
+        rights = [right_of(said, targets) for said, (_, targets) in zip(logits, batches)]
+        return list(zip(losses.detach(), rights))
 
     def forward(self, images_BGCHW: torch.Tensor, targets: list[Targets]) -> tuple[torch.Tensor, torch.Tensor]:
         """(losses float32[G], logits_GBK) of a batch a net, with their graph."""
