@@ -95,9 +95,11 @@ def test_going_on_gives_the_same_bits(store, tmp_path, monkeypatch, settings):
         assert (tmp_path / cut / "steps.jsonl").read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
 
 
-def victim(recipe: Recipe, started, errors) -> None:
-    """The process to be killed: begins a run, or goes on with it."""
+def victim(recipe: Recipe, started, stepping, errors) -> None:
+    """The process to be killed: begins a run, or goes on with it. It says when it has started, and when it has made a step."""
     report.write = quiet  # a new process, in which nothing was replaced yet
+    real = saving.Saver.on_step
+    saving.Saver.on_step = lambda self: (real(self), stepping.set())
     multiprocessing.set_start_method("fork", force=True)  # as the command line has it; else loaders' workers have a server that survives the kill
     try:
         out = Path(recipe.out)
@@ -122,13 +124,14 @@ def test_killed_at_random_moments(store, tmp_path, request, pipeline):
     server.set_forkserver_preload(PRELOADED)
     errors, kills, finished, where = server.Queue(), 0, 0, set()
     while kills < wanted or not finished:
-        started = server.Event()
-        process = server.Process(target=victim, args=(recipe, started, errors))
+        events = server.Event(), server.Event()
+        process = server.Process(target=victim, args=(recipe, *events, errors))
         process.start()
         if kills < wanted:
-            while process.is_alive() and not started.wait(0.05):
+            seen = events[kills % 2]  # some pipelines take seconds from the one to the other
+            while process.is_alive() and not seen.wait(0.05):
                 pass
-            process.join(rng.uniform(0, 0.5))
+            process.join(rng.uniform(0, 0.4))
             process.kill()
         process.join()
         assert errors.empty(), errors.get()
