@@ -5,6 +5,7 @@ The receptive field is in input pixels, before the global pool; "all" after it.
 """
 
 import argparse
+import os
 import sys
 
 import nets
@@ -45,10 +46,13 @@ def main() -> int:
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
     arguments = parser.parse_args()
     try:
-        print(one_net(arguments.net, arguments.classes) if arguments.net else every_net(arguments.classes))
+        print(one_net(arguments.net, arguments.classes) if arguments.net else every_net(arguments.classes), flush=True)
     except nets.UnknownNet as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # a reader that left: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
+        return 1
     return 0
 
 

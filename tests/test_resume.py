@@ -91,6 +91,8 @@ def test_going_on_gives_the_same_bits(store, tmp_path, monkeypatch, settings):
         assert (name, kept) == ("test", recipe(cut)) and 5 * state["epoch"] + state["step"] == steps
         summary = train(kept, name, quiet, state=state)
         assert bits(tmp_path / cut) == bits(tmp_path / "whole") and summary["test_accuracy"] == whole["test_accuracy"]
+        laps = summary["seconds"]
+        assert laps["total"] >= laps["setup"] + laps["train"] + laps["eval"] - 0.01  # what was spent before the interruption is in both
         assert without_times(tmp_path / cut) == without_times(tmp_path / "whole")
         assert (tmp_path / cut / "steps.jsonl").read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
 

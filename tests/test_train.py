@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from train.checkpoint import load, load_model
 from train.evaluate import Outcome
 from train.loop import Diverged
 from train.optim import Plateau, optimiser
-from train.recipe import Recipe, parse
+from train.recipe import Recipe, parse, words
+from train.run import asked
 from train.runs import train
 from train.schedule import schedule
 
@@ -227,6 +228,16 @@ def test_unknown_flag_is_an_error():
         parse(["--bach-size", "3"], named())
     with pytest.raises(InputError, match="levle1: neither a recipe .*level1.* nor a command .*predict"):
         parse(["levle1"], named())
+
+
+def test_the_words_of_a_recipe_give_it_again(monkeypatch):
+    for name, made in named().items():
+        recipe = replace(made(), compiled=not made().compiled, lr=0.0123, data="a b", seed=7)
+        assert parse(words(name, recipe, named()), named()) == (name, recipe)
+    monkeypatch.setattr(sys, "argv", ["train", "--resume", "runs/a"])
+    assert asked("level1", replace(recipes.level1(), epochs=3)) == ["level1", "--epochs", "3"]
+    monkeypatch.setattr(sys, "argv", ["train", "--epochs", "3"])
+    assert asked("default", Recipe()) == ["--epochs", "3"]
 
 
 # Recipes, schedules, optimiser

@@ -237,6 +237,7 @@ class Training:
         self.history = list(state["history"])
         for lap in ("train", "eval"):
             self.watch.seconds[lap] = state["seconds"][lap]
+        self.watch.start -= state["seconds"]["train"] + state["seconds"]["eval"] + state["epoch_seconds"]  # they are of the total, too
         losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
         self.progress = Progress(state["epoch"], state["step"], losses, state["right"], state["seen"], state["epoch_seconds"])
 

@@ -137,6 +137,16 @@ def flag(name: str) -> str:
     return name.replace("_", "-")
 
 
+def words(name: str, recipe: Recipe, recipes: dict) -> list[str]:
+    """The command line that `parse` reads as this recipe."""
+    plain, found = recipes.get(name, Recipe)(), [name] if name in recipes else []
+    for setting in fields(Recipe):
+        value = getattr(recipe, setting.name)
+        if value != getattr(plain, setting.name):
+            found += [f"--{flag(setting.name)}", str(value)] if setting.type is not bool else [f"--{'' if value else 'no-'}{flag(setting.name)}"]
+    return found
+
+
 def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
     """(name, recipe) of a command line: `[RECIPE] --field value ...`; `recipes` maps names to functions.
 

@@ -25,7 +25,7 @@ from train.loop import Course, Training, follow
 from train.machine import commit, hardware, versions
 from train.progressive import side
 from train.ranks import Ranks
-from train.recipe import Recipe
+from train.recipe import Recipe, words
 from train.resume import go_on
 from train.saving import Lines, Saver
 from train.stopwatch import Stopwatch
@@ -211,7 +211,7 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
     shape = (store.channels, store.height, store.width)
     return {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "train", *asked(name, recipe)]),
         "commit": commit(),
         "hardware": {**hardware(training.device), "processes": training.ranks.count},
         "versions": versions(),
@@ -230,6 +230,14 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
         "taught": bool(recipe.teacher),
         "images_per_second": round(float(np.median([line["images_per_second"] for line in training.history])), 1),
     }
+
+
+def asked(name: str, recipe: Recipe) -> list[str]:
+    """The words of the command line; where it goes on with a run, those that train it again from the start."""
+    from train.__main__ import named
+
+    given = sys.argv[1:]
+    return words(name, recipe, named()) if any(word.split("=")[0] == "--resume" for word in given) else given
 
 
 def tested_on(recipe: Recipe) -> str:
