@@ -194,9 +194,9 @@ def test_two_convert_the_same_set_at_once(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     both, made = threading.Barrier(2), []
 
-    def together(source, out, *rest):
+    def together(source, out, **options):
         both.wait(60)  # neither has found the other's
-        convert(source, out, *rest)
+        convert(source, out, **options)
         made.append(out)
 
     monkeypatch.setattr(data, "convert", together)

@@ -170,7 +170,10 @@ def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
     for height in {first, store.height}:
         width = round(store.width * height / store.height)
         try:
-            given = nets.output_shape(net, (store.channels, height, width))
+            with explained(recipe, torch.device("cpu")):  # memory that runs out is no matter of size
+                given = nets.output_shape(net, (store.channels, height, width))
+        except InputError:
+            raise
         except (RuntimeError, ValueError) as error:
             remedy = "choose another net, or larger images with --size or --first-side"
             raise InputError(f"net {recipe.net} cannot take images of {width}x{height} pixels, {store.channels} channels ({reason(error)}): {remedy}") from None
