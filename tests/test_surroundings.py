@@ -288,7 +288,7 @@ def fails():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
-@pytest.mark.parametrize("convolution, kept", [(1, False), (45, True)], ids=["warm-up", "training"])
+@pytest.mark.parametrize("convolution, kept", [(14, False), (45, True)], ids=["warm-up", "training"])  # the first 13: whether the net takes such images
 def test_no_memory_for_a_batch_says_what_to_set(convolution, kept, store, whole, tmp_path, monkeypatch, no_pictures):
     out, said = tmp_path / "out", []
     with monkeypatch.context() as patch:
