@@ -60,4 +60,5 @@ def about(points: list[Point]) -> str:
     first = points[0].values
     machine, images = first["hardware"], first["settings"]["recipe"]["limit"]
     some = f"{images:,} training images, balanced" if images else "all training images"
-    return f"{points[0].data}, {some}, tested on {first['tested_on']}; final epoch; {first['precision']} on {machine['device']}"
+    precisions = " and ".join(dict.fromkeys(point.values["precision"] for point in points))
+    return f"{points[0].data}, {some}, tested on {first['tested_on']}; final epoch; {precisions} on {machine['device']}"
