@@ -275,7 +275,7 @@ def test_runs_are_dealt_out(store, tmp_path):
 
 
 DRIVER = """
-import os, signal, sys
+import os, signal, sys, time
 from pipelines.errors import exit_code
 from train import report
 from train.__main__ import main
@@ -285,10 +285,12 @@ def step(self, *batch):
     if next(count) == 5 and os.environ["RANK"] == os.environ.get("WHO"):
         if os.environ["DOES"] == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        os.kill(os.getppid(), signal.SIGINT)  # torchrun's, which passes it on
-        signal.sigwait([signal.SIGINT])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        came = []
+        before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+        os.kill(os.getppid(), signal.SIGINT)  # torchrun's, which passes it on, to whichever thread of this process
+        while not came:
+            time.sleep(0.001)
+        signal.signal(signal.SIGINT, before)
         signal.raise_signal(signal.SIGINT)
     return real(self, *batch)
 Training.step = step

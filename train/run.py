@@ -67,6 +67,7 @@ class Run:
     def __init__(self, recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept, state: dict | None = None, slot: int = 0):
         self.recipe, self.out, self.name, self.say = recipe, out, name, say
         self.watch, self.state, self.writes = Stopwatch(device), state, kept.ranks.writes
+        self.commit = commit()  # now: a checkout may move on while a long training runs
         with self.watch.lap("setup"):
             kept.locate(recipe)
             self.store = kept.store
@@ -109,7 +110,7 @@ class Run:
         if not self.writes:
             return {}
         out, recipe, training, store = self.out, self.recipe, self.training, self.store
-        summary = summarise(recipe, training, store, self.name) | {"together": self.together}
+        summary = summarise(recipe, training, store, self.name) | {"together": self.together, "commit": self.commit}
         described = {key: json.dumps(getattr(store, key)) for key in ("classes", "mean", "std", "height", "width")}
         identity = {"net": recipe.net, "norm": recipe.norm, **described}
         checkpoint.save_model(out / "model.safetensors", training.finished, identity)
@@ -215,7 +216,6 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
     return {
         "schema": SCHEMA,
         "command": shlex.join(["python", "-m", "train", *asked(name, recipe)]),
-        "commit": commit(),
         "hardware": {**hardware(training.device), "processes": training.ranks.count},
         "versions": versions(),
         "data": {"name": dataset_name(store), "encoding": store.encoding, "sha256": store.sha256},
