@@ -70,6 +70,8 @@ def chart(points: list[Point], path: Path) -> None:
     """Two panels: accuracy against parameters, and against MACs; nothing without matplotlib."""
     if plt is None:
         return
+    from matplotlib.ticker import LogLocator, NullLocator  # here: there may be no matplotlib
+
     figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     for axes, cost, label in zip(panels, ("parameters", "macs"), ("trainable parameters", "multiply-adds an image")):
         for family, colour, name in ((True, FAMILY, "Tenfold's tiny nets"), (False, OTHERS, "other nets, same recipe and files")):
@@ -82,12 +84,14 @@ def chart(points: list[Point], path: Path) -> None:
         if cost == "parameters":
             published(axes, points)
         axes.set(xscale="log", xlabel=f"{label}, log scale")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12, y=0.1)
     panels[0].set_ylabel("test accuracy (%)")
-    panels[0].legend(frameon=False, loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(about(points), fontsize=10)
     save(path, figure)
 
@@ -97,7 +101,8 @@ def draw(axes, point: Point, cost: str, colour: str) -> None:
     reached = point.accuracy
     reach = {"yerr": 100 * (reached.high - reached.mean)} if reached.n > 1 else {}
     axes.errorbar(point.values[cost], 100 * reached.mean, fmt="o", ms=6, capsize=3, color=colour, **reach)
-    axes.annotate(point.name, (point.values[cost], 100 * reached.mean), (6, -10), textcoords="offset points", fontsize=8, color=colour)
+    beside = {"xytext": (6, -10)} if is_family(point.values["net"]) else {"xytext": (-6, 5), "ha": "right"}  # nets of one size have both
+    axes.annotate(point.name, (point.values[cost], 100 * reached.mean), textcoords="offset points", fontsize=8, color=colour, **beside)
 
 
 def published(axes, points: list[Point]) -> None:
