@@ -30,7 +30,7 @@ class Point:
         outcomes = train_jobs(seeds(recipe, out / name), recipe.together, device, name, say, Kept())
         runs, last = gathered(outcomes, out / name), next(o for o in reversed(outcomes) if "diverged" not in o)
         values = facts(store, device, {"recipe": {"name": name, **asdict(recipe)}}) | {"tested_on": tested_on(recipe), "runs": runs}
-        values |= {key: last[key] for key in ("net", "parameters", "macs", "precision", "hardware", "versions", "taught")}
+        values |= {key: last[key] for key in ("commit", "net", "parameters", "macs", "precision", "hardware", "versions", "taught")}
         values["train_accuracy"] = Interval.of([o["train_accuracy"] for o in outcomes if "diverged" not in o]).mean
         write_json(out / f"{name}.json", values)
         return cls(name, recipe, out, values)

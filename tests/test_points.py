@@ -40,6 +40,7 @@ def test_pareto_has_a_point_a_net_and_goes_on(store, tmp_path, trained, capsys):
     assert trained[2:] == [("tiny10k", 1), ("level1", 1)]
     point = json.loads((tmp_path / "tiny10k.json").read_text())
     seeds = [json.loads((tmp_path / "tiny10k" / f"seed-{i}" / "summary.json").read_text())["test_accuracy"] for i in (0, 1)]
+    assert point["commit"] == json.loads((tmp_path / "tiny10k" / "seed-1" / "summary.json").read_text())["commit"]
     assert point["runs"]["test_accuracies"] == seeds and point["parameters"] == 9_738 and point["macs"] > 0
     page, printed = (tmp_path / "pareto.md").read_text(), capsys.readouterr().out
     for said in (page, printed):
