@@ -32,7 +32,8 @@ class Block(nn.Module):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         gate, value = self.widen(self.norm(self.look(images_NCHW))).chunk(2, 1)
-        return images_NCHW + self.scale * self.dropout(self.narrow(F.silu(gate) * value))
+        # the scale in the filter, not on the image: one pass less over memory, and under autocast a sum in half precision
+        return images_NCHW + self.dropout(F.conv2d(F.silu(gate) * value, self.narrow.weight * self.scale[..., None]))
 
 
 def down(inputs: int, outputs: int, norm: str) -> nn.Module:

@@ -110,8 +110,9 @@ def test_gradients_in_bf16_are_those_in_float32(name):
             logits = net(inputs)
         F.cross_entropy(logits.float(), torch.arange(8)).backward()
         gradients.append({key: p.grad.clone() for key, p in net.named_parameters() if p.requires_grad})
+    whole = torch.cat([exact.flatten() for exact in gradients[0].values()]).norm()  # a part that is next to nothing of it is rounding alone
     for key, exact in gradients[0].items():
-        assert (gradients[1][key] - exact).norm() < 0.7 * exact.norm() + 1e-6, key
+        assert (gradients[1][key] - exact).norm() < 0.7 * exact.norm() + 1e-3 * whole, key
 
 
 @pytest.mark.parametrize("kind", NORMS)
