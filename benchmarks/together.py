@@ -49,7 +49,7 @@ class Row:
             each = [assemble(replace(recipe, seed=recipe.seed + i), store, device, Stopwatch(device)) for i in range(size)]
             batched = as_one or (device.type == "cuda" and size > 1)
             group = Together(each, batched)
-            (group if batched else each[0]).warm_up()
+            group.warm_up()
         return cls(size, group, watch.seconds["setup"])
 
     def time(self, number: int, steps: int) -> None:

@@ -33,9 +33,11 @@ from pipelines.convert import convert
 from pipelines.sources import find
 from pipelines.store import Store
 from train import checkpoint, compare, predict, result, resume, saving
-from train.loop import Diverged, Training
+from train.course import Diverged
+from train.loop import Training
 from train.recipe import Recipe
 from train.runs import earlier
+from train.state import taken
 from train.stopwatch import Stopwatch
 
 CLASSES = ("ant", "bee")
@@ -182,7 +184,7 @@ def prepare(folder: Path) -> None:
     (folder / "a.safetensors").write_bytes(GOOD["raw"])
     STORE.append(Store(folder / "a.safetensors"))
     made = training(STORE[0])
-    made.run(lambda *_: STATES.append(deepcopy(made.state())), lambda: STATES.append(deepcopy(made.state())))
+    made.run(lambda *_: STATES.append(deepcopy(taken(made))), lambda: STATES.append(deepcopy(taken(made))))
 
 
 # Sources: converted into a store, which is then verified

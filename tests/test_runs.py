@@ -7,8 +7,8 @@ import pytest
 
 import train.runs as runs
 from pipelines.errors import InputError
+from train.course import Diverged
 from train.interval import Interval, distribution, p_at_least, quantile
-from train.loop import Diverged
 from train.recipe import Recipe
 
 SMALL = dict(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", runs=3, seed=5)

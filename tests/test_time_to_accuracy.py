@@ -11,7 +11,7 @@ from conftest import make_store
 from benchmarks import adapter, gpu, standings, time_to_accuracy
 from pipelines.errors import InputError
 from train import run as train_run, runs as train_runs
-from train.loop import Diverged
+from train.course import Diverged
 from train.recipe import Recipe
 
 # As the records print: airbench94_muon (a run's number in its first row alone), airbench96 (another clock, no warm-up named), speedrun (a

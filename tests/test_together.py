@@ -10,7 +10,7 @@ import nets
 from pipelines.errors import InputError
 from train import runs, saving
 from train.checkpoint import load, load_model
-from train.loop import Diverged
+from train.course import Diverged
 from train.recipe import Recipe
 from train.run import Kept, Run
 from train.runs import train

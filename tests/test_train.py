@@ -18,8 +18,8 @@ from pipelines.errors import InputError, NotInstalled
 from train import recipes
 from train.__main__ import main, named
 from train.checkpoint import load, load_model
+from train.course import Diverged
 from train.evaluate import Outcome
-from train.loop import Diverged
 from train.optim import Plateau, optimiser
 from train.recipe import Recipe, parse, words
 from train.run import asked

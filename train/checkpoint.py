@@ -13,7 +13,7 @@ from train import archive
 
 
 def save(path: Path, state: dict) -> None:
-    """Write a checkpoint whole or not at all: a `Training.state`, plain tensors and values only."""
+    """Write a checkpoint whole or not at all: a training's state (`state.py`), plain tensors and values only."""
     file = io.BytesIO()  # torch's own writer reports a full disk as no OSError
     torch.save(state, file)
     with replacing(path) as temporary:

@@ -5,9 +5,8 @@ Shapes: images [B,C,H,W] channels_last, labels int64[B], `Targets` of B images, 
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -15,60 +14,20 @@ from torch import nn
 from tqdm import tqdm
 
 from pipelines import Pipeline
-from pipelines.errors import InputError
 from pipelines.mixing import Targets, mix
 from train.average import Average
-from train.compiled import compile_step, keep_rates, restore
+from train.compiled import compile_step, restore
+from train.course import Course, Diverged, Progress, follow
 from train.device import DTYPES, precision_of
 from train.evaluate import Outcome, evaluate
 from train.objective import cross_entropy, distillation
 from train.optim import Plateau, optimiser
-from train.progressive import resize, side
+from train.progressive import resize, side as side_of
 from train.ranks import Ranks
 from train.recipe import Recipe
+from train.rehearsal import rehearse
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
-
-# Gives the images and targets of each step, and takes its loss and count of right predictions: whoever follows it decides how a step is computed.
-Course = Generator[tuple[torch.Tensor, Targets], tuple[torch.Tensor, torch.Tensor], None]
-
-
-def follow(course: Course, step: Callable):
-    """Take a course to its end, and give what it returns: every step is `step(images, targets)`, which gives (loss, right).
-
-    What a step raises comes up in the course, whose contexts may have something to save or to say.
-    """
-    try:
-        batch = next(course)
-        while True:
-            try:
-                result = step(*batch)
-            except BaseException as error:
-                course.throw(error)
-                raise
-            batch = course.send(result)
-    except StopIteration as end:
-        return end.value
-
-
-class Diverged(InputError):
-    """The loss is no longer a number: `epoch` and `step` (from 1) are the first where it was not."""
-
-    def __init__(self, seed: int, epoch: int, step: int, loss: float):
-        super().__init__(f"seed {seed} diverged: the loss of epoch {epoch}, step {step} is {loss}: try a lower --lr")
-        self.epoch, self.step = epoch, step
-
-
-@dataclass
-class Progress:
-    """How far a training is: the `epoch` and `step` of its next batch, from 0, and what the epoch's earlier steps gave."""
-
-    epoch: int = 0
-    step: int = 0
-    losses: list[torch.Tensor] = field(default_factory=list)
-    right: torch.Tensor | int = 0
-    seen: int = 0
-    seconds: float = 0.0  # of this epoch, spent before an interruption
 
 
 @dataclass
@@ -119,33 +78,8 @@ class Training:
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
     def warm_up(self) -> None:
-        """Have every kernel built before the clock of training runs: a step at every size of image and batch that is to
-        come, undone afterwards; without `compiled`, a batch through a copy of the net."""
-        random = torch.get_rng_state()
-        (self._try_all if self.recipe.compiled else self._try_copy)()
-        torch.set_rng_state(random)  # dropout's draws do not depend on it
-
-    def _try_copy(self) -> None:
-        copied = deepcopy(self.net)
-        images, targets = next(self.batches(0))
-        with self.autocast():
-            logits = copied(resize(images, self._side(0)))
-        cross_entropy(logits.float(), targets, self.recipe.label_smoothing).backward()
-
-    def _try_all(self) -> None:
-        before = deepcopy(self.net.state_dict())
-        for images, targets in self.sizes():
-            for _ in range(3):  # a program's first calls record it
-                self.step(images, targets)
-        restore(self.net, self.optimiser, before)
-
-    def sizes(self) -> Iterator[tuple[torch.Tensor, Targets]]:
-        """A batch of every size of image and of batch that is to come."""
-        images, targets = next(self.batches(0))
-        last = len(self.train.plan.ids) % len(images)
-        for shown in sorted({self._side(epoch) for epoch in range(self.recipe.epochs)}):
-            for count in {len(images), last} - {0}:
-                yield resize(images[:count], shown), targets.first(count)
+        """Have every kernel built before the clock of training runs (`rehearsal.py`)."""
+        rehearse([self], lambda batches: self.step(*batches[0]))
 
     def prepare(self) -> None:
         """Let a net that looks at training images before it learns, as `speednet`'s whitening, do so: the first batch."""
@@ -167,7 +101,7 @@ class Training:
 
     def course(self, on_epoch: Callable[[dict, list[float]], None], on_step: Callable[[], None] = lambda: None) -> Course:
         """From where `progress` is to the last epoch. `on_epoch(metrics, losses)` gets each epoch's line and the loss
-        of every step; `on_step` is called after each step, when `state` may be taken."""
+        of every step; `on_step` is called after each step, when the training's state may be taken (`state.py`)."""
         if (self.progress.epoch, self.progress.step) == (0, 0):
             with self.watch.lap("train"):
                 self.prepare()
@@ -201,46 +135,6 @@ class Training:
             "seconds": round(seconds, 3),
         }
 
-    def state(self) -> dict:
-        """All that a later process needs to go on from here to the same bits: plain values and tensors."""
-        at = self.progress
-        return {
-            "net": self.net.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "plateau": vars(self.plateau),
-            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []},
-            "history": self.history,
-            "seconds": dict(self.watch.seconds),
-            "epoch": at.epoch,
-            "step": at.step,
-            "losses": torch.stack(at.losses).tolist() if at.losses else [],
-            "right": int(at.right),
-            "seen": at.seen,
-            "epoch_seconds": at.seconds + time.perf_counter() - self.began if at.step else 0.0,
-        }
-
-    def load_state(self, state: dict) -> None:
-        """Go on from a `state`. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` where it is none of this recipe's."""
-        self.net.load_state_dict(state["net"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.recipe.compiled:
-            keep_rates(self.optimiser, self.device)
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        vars(self.plateau).update({key: state["plateau"][key] for key in vars(self.plateau)})
-        torch.set_rng_state(state["random"]["cpu"].cpu())
-        if self.device.type == "cuda" and state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all([kept.cpu() for kept in state["random"]["cuda"]])
-        self.history = list(state["history"])
-        for lap in ("train", "eval"):
-            self.watch.seconds[lap] = state["seconds"][lap]
-        self.watch.start -= state["seconds"]["train"] + state["seconds"]["eval"] + state["epoch_seconds"]  # they are of the total, too
-        losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
-        self.progress = Progress(state["epoch"], state["step"], losses, state["right"], state["seen"], state["epoch_seconds"])
-
     def _is_tested(self, epoch: int) -> bool:
         every = self.recipe.eval_every
         return epoch + 1 == self.recipe.epochs or (every > 0 and (epoch + 1) % every == 0)
@@ -267,7 +161,7 @@ class Training:
         name, hidden = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}", True if self.ranks.rank else None  # None: where there is no terminal
         with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=hidden, leave=False) as bar:
             for step, (images, targets) in enumerate(self.batches(epoch, start), start):
-                images = resize(images, self._side(epoch))
+                images = resize(images, self.side(epoch))
                 self._set_rate(epoch + step / steps)
                 self.ranks.begin_step(self.recipe.seed, epoch, step)
                 loss, right = yield images, targets
@@ -301,8 +195,9 @@ class Training:
             strength = min(1.0, (epoch * len(self.train) + step) / ramp) if ramp else 1.0
             yield mix(images, labels, ids, self.mixing, plan.seed, epoch, strength)
 
-    def _side(self, epoch: int) -> int:
-        return side(epoch, self.recipe.epochs, self.recipe.first_side, self.train.plan.height, self.recipe.grown)
+    def side(self, epoch: int) -> int:
+        """Of the training images in an epoch, pixels."""
+        return side_of(epoch, self.recipe.epochs, self.recipe.first_side, self.train.plan.height, self.recipe.grown)
 
     def _set_rate(self, progress: float) -> None:
         plateau = self.plateau.value if self.recipe.schedule == "plateau" else 1.0

@@ -15,6 +15,7 @@ from pipelines.store import Store
 from train import checkpoint, result
 from train.loop import Training
 from train.recipe import Recipe
+from train.state import put, taken
 
 STATE = {
     "net",
@@ -70,14 +71,14 @@ def go_on(training: Training, state: dict, store: Store, folder: Path) -> None:
         raise InputError(f"{store.path}: not the data that {folder} was trained on: name that with --data")
     try:
         check(training, state)
-        training.load_state(state)
+        put(training, state)
     except Exception as error:  # what is not a checkpoint of ours can raise anything
         raise InputError(f"{folder / 'checkpoint.pt'}: does not fit its recipe ({reason(error)}): train again") from None
 
 
 def check(training: Training, state: dict) -> None:
     """Raise `ValueError`, `KeyError` or another where a training could not go on from what was read."""
-    fresh = training.state()
+    fresh = taken(training)
     wrong = [key for key, ours in fresh.items() if not alike(state[key], ours | {"cuda": []} if key == "random" else ours)]
     kept, groups = state["optimiser"]["state"], fresh["optimiser"]["param_groups"]
     if wrong or [group["params"] for group in state["optimiser"]["param_groups"]] != [group["params"] for group in groups]:

@@ -19,9 +19,10 @@ from pipelines.files import replacing
 from pipelines.plan import PLAIN, balanced
 from pipelines.store import Store
 from train import checkpoint, events, report, result
+from train.course import Course, follow
 from train.device import DTYPES, precision_of
 from train.failures import explained
-from train.loop import Course, Training, follow
+from train.loop import Training
 from train.machine import commit, hardware, versions
 from train.progressive import side
 from train.ranks import Ranks

@@ -12,10 +12,10 @@ import nets
 import pipelines
 from pipelines.errors import InputError, reason
 from train import ranks
+from train.course import Diverged
 from train.device import device_of
 from train.failures import explained
 from train.interval import Interval
-from train.loop import Diverged
 from train.recipe import Recipe
 from train.resume import read, recipe_of
 from train.run import Kept, Run, folder, train_once, write_json

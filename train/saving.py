@@ -11,8 +11,9 @@ from pathlib import Path
 from pipelines.errors import InputError
 from pipelines.files import replacing
 from pipelines.store import Store
-from train import checkpoint
-from train.loop import Diverged, Training
+from train import checkpoint, state
+from train.course import Diverged
+from train.loop import Training
 
 
 class Saver:
@@ -47,7 +48,7 @@ class Saver:
         """Write the checkpoint. Raises `InputError` where it cannot be, and where the images were written over: the last one stays."""
         self.store.check_untouched()
         about = {"recipe": {"name": self.name, **asdict(self.training.recipe)}, "data": self.store.sha256}
-        checkpoint.save(self.out / "checkpoint.pt", {**self.training.state(), **about})
+        checkpoint.save(self.out / "checkpoint.pt", {**state.taken(self.training), **about})
         self.last = time.monotonic()
 
     def on_step(self) -> None:

@@ -9,18 +9,17 @@ Shapes: images_BGCHW in memory order B,H,W,G,C (channels_last for a convolution 
 """
 
 from collections.abc import Iterable
-from copy import deepcopy
 
 import torch
 from torch.func import functional_call, vmap
 
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
-from train.compiled import compile_step, restore
-from train.loop import Course, Diverged, Training, right_of, set_rate
+from train.compiled import compile_step
+from train.course import Course, Diverged
+from train.loop import Training, right_of, set_rate
 from train.objective import cross_entropies
-
-Batch = tuple[torch.Tensor, Targets]
+from train.rehearsal import Batch, rehearse
 
 
 class Together:
@@ -48,16 +47,12 @@ class Together:
             compile_step(self)
 
     def warm_up(self) -> None:
-        """Have every program compiled before the clock of training runs: steps of every size to come, undone afterwards."""
-        if not (self.batched and self.trainings[0].recipe.compiled):
-            return
-        random, before = torch.get_rng_state(), [deepcopy(t.net.state_dict()) for t in self.trainings]
-        for sizes in zip(*(t.sizes() for t in self.trainings)):
-            for _ in range(3):  # a program's first calls record it
-                self.step(list(sizes))
-        for training, state in zip(self.trainings, before):
-            restore(training.net, training.optimiser, state)
-        torch.set_rng_state(random)
+        """Have every kernel built before the clock of training runs (`rehearsal.py`)."""
+        if self.batched:
+            rehearse(self.trainings, self.step)
+        else:
+            for training in self.trainings:
+                training.warm_up()
 
     def follow(self, courses: list[Course]) -> list[Diverged | None]:
         """Take the courses of all trainings to their ends, step by step; where one diverges, the others go on."""

@@ -1,0 +1,53 @@
+"""A course: the batches of a training as a generator, which whoever follows it answers with each step's result; and how far one is.
+
+Shapes: images [B,C,H,W] channels_last, `Targets` of B images.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+import torch
+
+from pipelines.errors import InputError
+from pipelines.mixing import Targets
+
+# Gives the images and targets of each step, and takes its loss and count of right predictions: whoever follows it decides how a step is computed.
+Course = Generator[tuple[torch.Tensor, Targets], tuple[torch.Tensor, torch.Tensor], None]
+
+
+def follow(course: Course, step: Callable):
+    """Take a course to its end, and give what it returns: every step is `step(images, targets)`, which gives (loss, right).
+
+    What a step raises comes up in the course, whose contexts may have something to save or to say.
+    """
+    try:
+        batch = next(course)
+        while True:
+            try:
+                result = step(*batch)
+            except BaseException as error:
+                course.throw(error)
+                raise
+            batch = course.send(result)
+    except StopIteration as end:
+        return end.value
+
+
+class Diverged(InputError):
+    """The loss is no longer a number: `epoch` and `step` (from 1) are the first where it was not."""
+
+    def __init__(self, seed: int, epoch: int, step: int, loss: float):
+        super().__init__(f"seed {seed} diverged: the loss of epoch {epoch}, step {step} is {loss}: try a lower --lr")
+        self.epoch, self.step = epoch, step
+
+
+@dataclass
+class Progress:
+    """How far a training is: the `epoch` and `step` of its next batch, from 0, and what the epoch's earlier steps gave."""
+
+    epoch: int = 0
+    step: int = 0
+    losses: list[torch.Tensor] = field(default_factory=list)
+    right: torch.Tensor | int = 0
+    seen: int = 0
+    seconds: float = 0.0  # of this epoch, spent before an interruption

@@ -1,0 +1,49 @@
+"""Steps before the clock of training runs, which have every kernel built and every program compiled, and leave no trace."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+
+import torch
+
+from pipelines.mixing import Targets
+from train.compiled import restore
+from train.objective import cross_entropy
+from train.progressive import resize
+
+Batch = tuple[torch.Tensor, Targets]
+
+
+def rehearse(trainings: list, step: Callable[[list[Batch]], object]) -> None:
+    """Have the kernels ready of `loop.Training`s that go together; `step` takes a batch of each.
+
+    Where they are compiled, a step at every size of image and batch that is to come, undone afterwards; else a batch through a copy of the net.
+    """
+    random = torch.get_rng_state()
+    if trainings[0].recipe.compiled:
+        before = [deepcopy(training.net.state_dict()) for training in trainings]
+        for batches in zip(*map(sizes, trainings)):
+            for _ in range(3):  # a program's first calls record it
+                step(list(batches))
+        for training, state in zip(trainings, before):
+            restore(training.net, training.optimiser, state)
+    else:
+        try_copy(trainings[0])
+    torch.set_rng_state(random)  # dropout's draws do not depend on it
+
+
+def try_copy(training) -> None:
+    """A batch forward and backward through a copy of the net."""
+    copied = deepcopy(training.net)
+    images, targets = next(training.batches(0))
+    with training.autocast():
+        logits = copied(resize(images, training.side(0)))
+    cross_entropy(logits.float(), targets, training.recipe.label_smoothing).backward()
+
+
+def sizes(training) -> Iterator[Batch]:
+    """A batch of every size of image and of batch that is to come."""
+    images, targets = next(training.batches(0))
+    last = len(training.train.plan.ids) % len(images)
+    for shown in sorted({training.side(epoch) for epoch in range(training.recipe.epochs)}):
+        for count in {len(images), last} - {0}:
+            yield resize(images[:count], shown), targets.first(count)
