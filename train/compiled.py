@@ -1,23 +1,30 @@
 """A training step through torch.compile: forward with loss, backward, and the optimiser, each one program.
 
-On CUDA the mode "max-autotune" also captures them as CUDA graphs, so that a step costs the host three launches. Seeds
-of one process share what was compiled: the parameters are inputs of the programs, not constants in them.
+On CUDA all three are recorded as one graph (`recorded.py`), so that a step costs the host one launch and a copy of its batch. torch.compile's own
+graphs are left out: each of its programs would be one, and a loss that is kept for the epoch's end would be written over by the next step.
+
+Seeds of one process share what was compiled: the parameters are inputs of the programs, not constants in them.
 """
 
 import torch
 
 from pipelines.errors import InputError
+from train.recorded import Graphs, Recorded
 
 
 def compile_step(training) -> None:
-    """Replace `forward` and `update` of a `loop.Training`. Raises `InputError` for fp16, whose scaler looks at gradients on the host."""
+    """Replace `forward` and `update` of a `loop.Training`, on CUDA its `work`, too. Raises `InputError` for fp16, whose scaler looks at gradients on the host."""
     if training.precision == "fp16":
         raise InputError("--compiled with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
-    mode = "max-autotune" if training.device.type == "cuda" else "default"
+    cuda = training.device.type == "cuda"
+    mode = "max-autotune-no-cudagraphs" if cuda else "default"
     keep_rates(training.optimiser, training.device)
     # no dynamic shapes: a program each for the full batch, the last one, and every side
     training.forward = torch.compile(training.forward, dynamic=False, mode=mode)
     training.update = torch.compile(training.optimiser.step, dynamic=False, mode=mode)
+    if cuda:
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # its choices are part of the recording
+        training.work = Recorded(training.work, Graphs(training.device))
 
 
 def keep_rates(optimiser: torch.optim.Optimizer, device: torch.device) -> None:

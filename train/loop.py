@@ -25,6 +25,7 @@ from train.optim import Plateau, optimiser
 from train.progressive import resize, side as side_of
 from train.ranks import Ranks
 from train.recipe import Recipe
+from train.recorded import Batch, Results
 from train.rehearsal import rehearse
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
@@ -206,13 +207,19 @@ class Training:
 
     def step(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """One update. The detached loss (mean over the batch, float32) and the count of right predictions (int64)."""
+        losses, rights = self.work([(images, targets)])
+        self.moved()
+        return losses[0], rights[0]
+
+    def work(self, batches: list[Batch]) -> Results:
+        """What a step does on the device, by its one batch: the net is moved where it lies, and the results are new tensors."""
+        ((images, targets),) = batches
         loss, logits = self.forward(images, targets)
         loss = self.ranks.part_of(loss, len(images), self.train.plan, self.progress.step)
         self.backward(loss)
         loss, right = self.ranks.add_up(self.net, loss.detach(), right_of(logits, targets))
         self.update()
-        self.moved()
-        return loss, right
+        return loss[None], right[None]
 
     def forward(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, logits) of a batch, with their graph."""

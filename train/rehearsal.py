@@ -5,30 +5,34 @@ from copy import deepcopy
 
 import torch
 
-from pipelines.mixing import Targets
 from train.compiled import restore
+from train.evaluate import fitting
 from train.objective import cross_entropy
 from train.progressive import resize
-
-Batch = tuple[torch.Tensor, Targets]
+from train.recorded import FIRST, Batch
 
 
 def rehearse(trainings: list, step: Callable[[list[Batch]], object]) -> None:
     """Have the kernels ready of `loop.Training`s that go together; `step` takes a batch of each.
 
-    Where they are compiled, a step at every size of image and batch that is to come, undone afterwards; else a batch through a copy of the net.
+    Where they are compiled, a step at every size of image and batch that is to come, undone afterwards, and a batch of the test pass;
+    else a batch through a copy of the net.
     """
-    random = torch.get_rng_state()
+    random, cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if trainings[0].device.type == "cuda" else []
     if trainings[0].recipe.compiled:
         before = [deepcopy(training.net.state_dict()) for training in trainings]
+        for training in trainings:
+            training.prepare()
         for batches in zip(*map(sizes, trainings)):
-            for _ in range(3):  # a program's first calls record it
+            for _ in range(FIRST + 1):  # the last one is recorded, where steps are
                 step(list(batches))
         for training, state in zip(trainings, before):
             restore(training.net, training.optimiser, state)
+            try_test(training)
     else:
         try_copy(trainings[0])
     torch.set_rng_state(random)  # dropout's draws do not depend on it
+    torch.cuda.set_rng_state_all(cuda)
 
 
 def try_copy(training) -> None:
@@ -38,6 +42,16 @@ def try_copy(training) -> None:
     with training.autocast():
         logits = copied(resize(images, training.side(0)))
     cross_entropy(logits.float(), targets, training.recipe.label_smoothing).backward()
+
+
+@torch.no_grad()
+def try_test(training) -> None:
+    """A batch of the test pass."""
+    images, _ = next(iter(training.test.epoch(0)))
+    net = training.finished.eval()
+    with training.autocast():
+        fitting(net, images, training.recipe.views)
+    net.train()
 
 
 def sizes(training) -> Iterator[Batch]:

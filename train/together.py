@@ -19,7 +19,8 @@ from train.compiled import compile_step
 from train.course import Course, Diverged
 from train.loop import Training, right_of, set_rate
 from train.objective import cross_entropies
-from train.rehearsal import Batch, rehearse
+from train.recorded import Batch, Results
+from train.rehearsal import rehearse
 
 
 class Together:
@@ -82,17 +83,21 @@ class Together:
         if not self.batched:
             going = set(going) or range(len(batches))
             return [t.step(*batch) if i in going else None for i, (t, batch) in enumerate(zip(self.trainings, batches))]
+        for group, (i, number) in zip(self.optimiser.param_groups, self.leaders):
+            set_rate(group, self.trainings[i].optimiser.param_groups[number]["lr"])
+        losses, rights = self.work(batches)
+        for training in self.trainings:
+            training.moved()
+        return list(zip(losses, rights))
+
+    def work(self, batches: list[Batch]) -> Results:
+        """What a step does on the device: the nets are moved where they lie, and the results are new tensors."""
         images = side_by_side([images for images, _ in batches])
         losses, logits = self.forward(images, [targets for _, targets in batches])
         torch._foreach_zero_(self.gradients)
         losses.sum().backward()  # of nets that share nothing: each gets the gradient of its own loss
-        for group, (i, number) in zip(self.optimiser.param_groups, self.leaders):
-            set_rate(group, self.trainings[i].optimiser.param_groups[number]["lr"])
         self.update()
-        for training in self.trainings:
-            training.moved()
-        rights = [right_of(said, targets) for said, (_, targets) in zip(logits, batches)]
-        return list(zip(losses.detach(), rights))
+        return losses.detach(), torch.stack([right_of(said, targets) for said, (_, targets) in zip(logits, batches)])
 
     def forward(self, images_BGCHW: torch.Tensor, targets: list[Targets]) -> tuple[torch.Tensor, torch.Tensor]:
         """(losses float32[G], logits_GBK) of a batch a net, with their graph."""

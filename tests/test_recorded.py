@@ -1,0 +1,111 @@
+"""A recorded step: what it is replayed into is as if every step had been taken anew."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.conftest import make_store
+from train.device import device_of
+from train.recipe import Recipe
+from train.recorded import FIRST, Graphs, Recorded
+from train.run import Kept, Run
+from train.runs import train
+from train.together import Together
+
+SMALL = dict(net="level1", epochs=4, batch_size=16, lr=0.01, device="cpu", precision="fp32")
+SETTINGS = {
+    "plain": {},
+    "muon growing": dict(net="quick", optimiser="muon", muon_lr=0.02, first_side=16, schedule="linear", warmup=1.0),
+    "mixed, mean of weights": dict(optimiser="adamw", lr=1e-3, ema=0.9, mixup=0.5, cutmix=0.5),
+}
+
+
+class StandIn:
+    """A device without graphs: its replay does the work again, and writes over the results as a graph does."""
+
+    def __init__(self):
+        self.recorded, self.replayed = 0, 0
+
+    def alone(self, work, batches):
+        return work(batches)
+
+    def record(self, work, batches):
+        self.recorded += 1
+        results = torch.full((len(batches),), torch.nan), torch.zeros(len(batches), dtype=torch.int64)
+
+        def replay():
+            self.replayed += 1
+            for kept, new in zip(results, work(batches)):
+                kept.copy_(new)
+
+        return results, replay
+
+
+def losses(folder) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_replayed_steps_are_steps(tmp_path, settings):
+    """Bit for bit, the smaller last batch, which has a recording of its own, included."""
+    store = make_store(tmp_path / "uneven.safetensors", train=40)
+    each, devices = [], []
+    for name in ("plain", "recorded"):
+        recipe = Recipe(**{**SMALL, **settings, "epochs": 8}, data=str(store.path), out=str(tmp_path / name))
+        run = Run(recipe, tmp_path / name, device_of(recipe), "", lambda *_: None, Kept())
+        if name == "recorded":
+            devices.append(StandIn())
+            run.training.work = Recorded(run.training.work, devices[0])
+        run.training.run(lambda *_: None)
+        each.append(run.training)
+    for name, value in each[0].finished.state_dict().items():
+        assert torch.equal(each[1].finished.state_dict()[name], value), name
+    assert [line["train_loss"] for line in each[0].history] == [line["train_loss"] for line in each[1].history]
+    assert devices[0].recorded == 2 and devices[0].replayed > 4
+
+
+def test_groups_are_recorded_alike(store, tmp_path):
+    """The losses of several nets, each held until its epoch ends."""
+    for name in ("plain", "recorded"):
+        recipes = [Recipe(**SMALL, seed=seed, data=str(store.path)) for seed in (0, 1)]
+        runs = [Run(recipe, tmp_path / name / str(recipe.seed), torch.device("cpu"), "", lambda *_: None, Kept()) for recipe in recipes]
+        group = Together([run.training for run in runs], batched=True)
+        if name == "recorded":
+            group.work = Recorded(group.work, StandIn())
+        assert group.follow([run.course() for run in runs]) == [None, None]
+    for seed in "01":
+        assert losses(tmp_path / "plain" / seed) == losses(tmp_path / "recorded" / seed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_graph_learns_what_eager_steps_do(tmp_path, together):
+    """Losses of two seeds, the second in the first's recording, or both in one."""
+    store = make_store(tmp_path / "even.safetensors", train=40)
+    recipe = Recipe(**{**SMALL, "device": "cuda", "net": "quick", "optimiser": "muon", "muon_lr": 0.02}, runs=2, together=together, data=str(store.path))
+    for compiled in (False, True):
+        train(replace(recipe, compiled=compiled, out=str(tmp_path / str(compiled))), "", lambda *_: None)
+    for seed in ("seed-0", "seed-1"):
+        torch.testing.assert_close(losses(tmp_path / "True" / seed), losses(tmp_path / "False" / seed), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_graph_reads_what_it_is_given():
+    """New batches, and weights that something else has moved."""
+    device = torch.device("cuda")
+    weight = torch.ones((), device=device)
+
+    def work(batches):
+        ((images, (labels, *_)),) = batches
+        return (images.sum() * weight)[None], labels.sum()[None]
+
+    recorded = Recorded(work, Graphs(device))
+    for step in range(FIRST + 4):
+        weight.fill_(step)
+        batch = torch.full((2, 3, 4, 4), float(step), device=device), (torch.full((2,), step, device=device), None, None)
+        loss, right = recorded([batch])
+        assert (loss.item(), right.item()) == (96.0 * step * step, 2 * step)

@@ -1,0 +1,89 @@
+"""A training step recorded once and replayed: on CUDA a graph of all its kernels, which costs the host a single launch.
+
+A replay reads and writes the addresses that were recorded. So batches are copied into tensors of the recording's own, results are
+copied out before the next step writes over them, and all that a step moves (weights, momenta, statistics, rates) must stay in place.
+
+From: CUDA graphs of a whole network (pytorch.org/docs/stable/notes/cuda.html#whole-network-capture).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from pipelines.mixing import Targets
+
+Batch = tuple[torch.Tensor, Targets]
+Results = tuple[torch.Tensor, torch.Tensor]  # losses float32[G], right predictions int64[G], of G nets
+Work = Callable[[list[Batch]], Results]
+
+FIRST = 3  # calls that run as they are: they compile programs, choose kernels, and make what the optimiser keeps
+
+
+class Recording(NamedTuple):
+    """What `replay` reads and writes: tensors of the batches, and of the results."""
+
+    given: list[torch.Tensor]
+    results: Results
+    replay: Callable[[], None]
+
+
+class Recorded:
+    """`work`, recorded for every size of batch that it is called with: the first calls run as they are.
+
+    device  gives `alone(work, batches)`, the results of a call that is not recorded, and `record(work, batches)`, which does no work yet:
+            (results, replay); as `Graphs`
+    """
+
+    def __init__(self, work: Work, device):
+        self.work, self.device = work, device
+        self.calls: Counter = Counter()
+        self.recordings: dict[tuple, Recording] = {}
+
+    def __call__(self, batches: list[Batch]) -> Results:
+        given = [tensor for images, targets in batches for tensor in (images, *targets)]
+        size = tuple(None if tensor is None else (*tensor.shape, tensor.dtype) for tensor in given)
+        if size not in self.recordings:
+            self.calls[size] += 1
+            if self.calls[size] <= FIRST:
+                return self.device.alone(self.work, batches)
+            self.recordings[size] = self._recorded(batches)
+        recording = self.recordings[size]
+        torch._foreach_copy_(recording.given, [tensor for tensor in given if tensor is not None])
+        recording.replay()
+        losses, rights = recording.results
+        return losses.clone(), rights.clone()
+
+    def _recorded(self, batches: list[Batch]) -> Recording:
+        own = [(torch.empty_like(images), room(targets)) for images, targets in batches]
+        results, replay = self.device.record(self.work, own)
+        return Recording([tensor for images, targets in own for tensor in (images, *targets) if tensor is not None], results, replay)
+
+
+def room(targets: Targets) -> Targets:
+    """Tensors of the same sizes."""
+    return Targets(torch.empty_like(targets.labels), *(None if t is None else torch.empty_like(t) for t in targets[1:]))
+
+
+class Graphs:
+    """Recordings as CUDA graphs. Their memory is one pool, since only one runs at a time and its results are copied."""
+
+    def __init__(self, device: torch.device):
+        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def alone(self, work: Work, batches: list[Batch]) -> Results:
+        """On the stream that recordings are made on: autograd goes back along the streams that it came."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            results = work(batches)
+        current.wait_stream(self.stream)
+        return results
+
+    def record(self, work: Work, batches: list[Batch]) -> tuple[Results, Callable[[], None]]:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a loader's thread may copy its next images meanwhile
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            results = work(batches)
+        return results, graph.replay
