@@ -4,12 +4,14 @@ import json
 import math
 
 import pytest
+import torch
 
 import train.runs as runs
 from pipelines.errors import InputError
 from train.course import Diverged
 from train.interval import Interval, distribution, p_at_least, quantile
 from train.recipe import Recipe
+from train.run import Kept, Run
 
 SMALL = dict(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", runs=3, seed=5)
 
@@ -77,3 +79,13 @@ def test_interval_and_p_value():
     assert p_at_least([0.85, 0.86, 0.87], 0.86) == pytest.approx(0.5)
     assert p_at_least([0.85, 0.86, 0.87], 0.80) < 0.01 < 0.99 < p_at_least([0.85, 0.86, 0.87], 0.92)
     assert p_at_least([0.85] * 2, 0.85) == 0 and math.isnan(p_at_least([0.9], 0.8))
+
+
+def test_a_compiled_training_is_used_again_by_its_own_experiment_only(store, tmp_path):
+    """Its program has momentum, smoothing and all other settings in it."""
+    kept, made = Kept(), []
+    for i, own in enumerate((dict(seed=1), dict(seed=2), dict(seed=2, lr=0.5), dict(seed=2, lr=0.5, label_smoothing=0.1))):
+        recipe = Recipe(net="level1", compiled=True, device="cpu", precision="fp32", data=str(store.path), **own)
+        made.append(Run(recipe, tmp_path / str(i), torch.device("cpu"), "", lambda *_: None, kept).training)
+    assert made[0] is made[1] and len({id(one) for one in made}) == 3
+    assert [float(one.optimiser.param_groups[0]["initial_lr"]) for one in made[1:]] == [0.1, 0.5, 0.5]

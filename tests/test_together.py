@@ -109,6 +109,24 @@ def test_runs_together_are_the_runs(store, tmp_path):
     assert [one["together"] for one in ones] == [1, 2, 2]
 
 
+def test_a_group_goes_on_with_other_seeds(store, tmp_path):
+    """Restarted in place, as compiled trainings are, whose programs know their tensors by address."""
+    alone(store, tmp_path, {}, [{"seed": seed} for seed in range(4)])
+    group = None
+    for seeds in ((0, 1), (2, 3)):
+        recipes = [Recipe(**SMALL, seed=seed, data=str(store.path)) for seed in seeds]
+        fresh = [Run(recipe, tmp_path / str(recipe.seed), torch.device("cpu"), "", quiet, Kept()) for recipe in recipes]
+        if group:
+            for run, training in zip(fresh, group.trainings):
+                new = run.training
+                run.training = training.restart(run.recipe, new.net, new.train, new.test, run.watch)
+        group = group or Together([run.training for run in fresh], True)
+        assert group.holds([run.training for run in fresh]) and not group.holds([fresh[0].training])
+        assert group.follow([run.course() for run in fresh]) == [None, None]
+    for i in range(4):
+        torch.testing.assert_close(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"), rtol=2e-3, atol=2e-3)
+
+
 class Interrupted(Exception):
     pass
 

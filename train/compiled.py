@@ -11,11 +11,14 @@ import torch
 from pipelines.errors import InputError
 from train.recorded import Graphs, Recorded
 
+PROGRAMS = 64  # of one method: a size of image times a size of batch times the trainings of a process; torch's own 8 are soon used up, and then it runs eagerly
+
 
 def compile_step(training) -> None:
     """Replace `forward` and `update` of a `loop.Training`, on CUDA its `work`, too. Raises `InputError` for fp16, whose scaler looks at gradients on the host."""
     if training.precision == "fp16":
         raise InputError("--compiled with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
     cuda = training.device.type == "cuda"
     mode = "max-autotune-no-cudagraphs" if cuda else "default"
     keep_rates(training.optimiser, training.device)
@@ -41,4 +44,4 @@ def restore(net: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict)
         for value in values.values():
             if torch.is_tensor(value):
                 value.zero_()
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.zero_grad(set_to_none=False)  # gradients may be slices of a group's

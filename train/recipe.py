@@ -16,6 +16,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 NORMS = ("batch", "ghost", "group", "layer")
 OPTIMISERS = ("sgd", "adamw", "muon")
 VIEWS = (1, 2, 6)
+ASIDE = ("seed", "runs", "together", "sweep", "out", "data")  # what two runs of one experiment may differ in
 
 
 def _setting(default, text: str, choices=None):
@@ -111,6 +112,10 @@ class Recipe:
         if self.temperature <= 0:
             raise InputError(f"--temperature {self.temperature}: give a number above 0")
         self.policy(), self.mixing()
+
+    def experiment(self) -> dict:
+        """The settings that two runs of one experiment have in common."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ASIDE}
 
     def policy(self) -> Policy:
         """What the pipeline does to the training images."""

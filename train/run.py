@@ -31,6 +31,7 @@ from train.resume import go_on
 from train.saving import Lines, Saver
 from train.stopwatch import Stopwatch
 from train.synced import synced
+from train.together import Together
 
 SCHEMA = 1
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG q75)", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
@@ -41,11 +42,17 @@ TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a tra
 @dataclass
 class Kept:
     """What the seeds of one process share, once the first has made it: the verified store, and the compiled trainings
-    by the place that each has among those that go together. `ranks` is this process among several."""
+    by the place that each has among those that go together, and their group. `ranks` is this process among several."""
 
     store: Store | None = None
     trainings: dict[int, Training] = field(default_factory=dict)
+    group: Together | None = None
     ranks: Ranks = Ranks()
+
+    def earlier(self, recipe: Recipe, slot: int) -> Training | None:
+        """The compiled training in that place, if it is of the same experiment: a program has its settings in it."""
+        training = self.trainings.get(slot)
+        return training if training and training.recipe.experiment() == recipe.experiment() else None
 
     def locate(self, recipe: Recipe) -> None:
         """Have the store that a recipe's `data` means, every byte of it checked: converted by one process of a machine, and the same for all."""
@@ -72,7 +79,7 @@ class Run:
         with self.watch.lap("setup"):
             kept.locate(recipe)
             self.store = kept.store
-            self.training = assemble(recipe, self.store, device, self.watch, kept.trainings.get(slot), kept.ranks)
+            self.training = assemble(recipe, self.store, device, self.watch, kept.earlier(recipe, slot), kept.ranks)
             if recipe.compiled:
                 kept.trainings[slot] = self.training
             if self.writes:

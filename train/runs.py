@@ -21,8 +21,6 @@ from train.resume import read, recipe_of
 from train.run import Kept, Run, folder, train_once, write_json
 from train.together import Together
 
-NOT_COMPARED = ("name", "seed", "runs", "together", "sweep", "out", "data")  # what two runs of one experiment may differ in
-
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
     """Train a recipe, `recipe.runs` times, and write its run folder. Gives back the (last) summary; of several processes, in the first.
@@ -139,7 +137,8 @@ def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], devi
     runs = [Run(*job, device, name, say, kept, state, slot) for slot, (job, state) in enumerate(zip(jobs, states))]
     for run in runs:
         run.together = len(runs)
-    group = Together([run.training for run in runs], batched=device.type == "cuda")
+    trainings = [run.training for run in runs]
+    group = kept.group = kept.group if kept.group and kept.group.holds(trainings) else Together(trainings, batched=device.type == "cuda")
     with runs[0].watch.lap("compile"), explained(jobs[0][0], device):
         group.warm_up()
     try:
@@ -165,8 +164,8 @@ def interrupted(recipe: Recipe, place: Path) -> dict | None:
     if not (place / "checkpoint.pt").exists():
         return None
     state = read(place)
-    theirs = asdict(recipe_of(state, place)[1])
-    return state if all(theirs[key] == value for key, value in asdict(recipe).items() if key not in ("out", "data", "runs", "together", "sweep")) else None
+    theirs = recipe_of(state, place)[1]
+    return state if theirs.seed == recipe.seed and theirs.experiment() == recipe.experiment() else None
 
 
 def earlier(recipe: Recipe, place: Path) -> dict | None:
@@ -177,9 +176,9 @@ def earlier(recipe: Recipe, place: Path) -> dict | None:
     for file in (place / "summary.json", place / "diverged.json"):
         if not os.path.exists(file):
             continue
-        outcome, ours = read_outcome(file), asdict(recipe)
+        outcome = read_outcome(file)
         theirs = outcome["recipe"]
-        differ = [key for key in ours if key not in NOT_COMPARED and ours[key] != theirs.get(key)]
+        differ = [key for key, value in recipe.experiment().items() if value != theirs.get(key)]
         if differ or theirs.get("seed") != recipe.seed or outcome["seed"] != recipe.seed:
             raise InputError(f"{place}: a run with another {', '.join(differ) or 'seed'}: remove it, or name another folder with --out")
         return outcome

@@ -55,6 +55,10 @@ class Together:
             for training in self.trainings:
                 training.warm_up()
 
+    def holds(self, trainings: list[Training]) -> bool:
+        """Whether it is the group of just these, which may have been restarted with other seeds."""
+        return len(trainings) == len(self.trainings) and all(ours is theirs for ours, theirs in zip(self.trainings, trainings))
+
     def follow(self, courses: list[Course]) -> list[Diverged | None]:
         """Take the courses of all trainings to their ends, step by step; where one diverges, the others go on."""
         outcomes: list[Diverged | None] = [None] * len(courses)
