@@ -1,5 +1,8 @@
 """What a batch is trained towards, and what is tested in the end: mixed and taught targets, the mean of the weights, views."""
 
+import math
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +10,14 @@ import torch.nn.functional as F
 from conftest import make_store
 from torch import nn
 
+import pipelines
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
+from pipelines.plan import PLAIN
+from train import run
 from train.average import Average
 from train.checkpoint import load
-from train.evaluate import seen
+from train.evaluate import evaluate, seen
 from train.objective import cross_entropy, distillation
 from train.optim import optimiser
 from train.recipe import Recipe
@@ -82,6 +88,23 @@ def test_views_are_means_of_moved_images():
     torch.testing.assert_close(seen(net, images, 6), (two + shifted) / 2)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_the_least_confident_images_have_more_views(store, share):
+    torch.manual_seed(0)
+    net, test = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), pipelines.open("resident", store, "test", batch_size=4, policy=PLAIN)
+    images, labels = (torch.cat(parts) for parts in zip(*test.epoch(0)))
+    with torch.no_grad():
+        plain, mirrored = (seen(net, images, views) for views in (1, 2))
+    best = plain.softmax(1).sort(1).values
+    unsure = (best[:, -1] - best[:, -2]).argsort()[: math.ceil(share * len(images))]
+    expected = plain.clone()
+    expected[unsure] = mirrored[unsure]
+    outcome = evaluate(net, test, nullcontext, 2, share)
+    assert outcome.loss == pytest.approx(nn.functional.cross_entropy(expected, labels).item(), rel=1e-5)
+    assert outcome.predicted.tolist() == expected.argmax(1).tolist()
+    assert share == 1 or outcome.loss != pytest.approx(nn.functional.cross_entropy(mirrored, labels).item(), rel=1e-5)
+
+
 def test_adamw_is_torchs_without_decay_for_norms():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     made = optimiser(net, Recipe(optimiser="adamw", lr=0.003, weight_decay=0.1, beta=0.98))
@@ -108,6 +131,7 @@ def test_the_mean_of_the_weights_is_what_is_saved_and_tested(store, tmp_path):
     assert all(torch.equal(value, state["average"]["net"][name]) for name, value in saved.net.state_dict().items())
     assert not torch.equal(state["net"]["stem.0.0.weight"], state["average"]["net"]["stem.0.0.weight"])
     assert summary["tested_on"] == "test, the mean of 2 views"
+    assert run.tested_on(Recipe(views=6, views_share=0.25, held_out=5000)) == "5,000 images held out of train, the mean of 6 views of the least confident 25%"
     images = saved.inputs(np.asarray(store.images("test")))
     with torch.no_grad():
         right = seen(saved.net, images, 2).argmax(1).numpy() == store.labels("test")
@@ -147,7 +171,10 @@ def test_a_teacher_of_other_classes_is_refused(store, tmp_path):
         train(Recipe(**SMALL, teacher=str(tmp_path / "nothing"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
 
 
-@pytest.mark.parametrize("wrong", [{"ema": 1.5}, {"floor": -0.1}, {"teacher_share": 2.0}, {"temperature": 0.0}, {"views": 3}, {"mixup": 0.7}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"ema": 1.5}, {"floor": -0.1}, {"teacher_share": 2.0}, {"temperature": 0.0}, {"views": 3}, {"views_share": 0.0}, {"views_share": 1.5}, {"mixup": 0.7}],
+)
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(InputError):
         Recipe(**wrong)

@@ -131,7 +131,7 @@ def test_what_cannot_be_shared_is_refused(store):
 
 SETTINGS = {
     "plain": {},
-    "mixed and averaged": dict(mixup=0.4, cutmix=0.3, ema=0.9, label_smoothing=0.1, affine_p=0.5, rotate=10.0, views=2),
+    "mixed and averaged": dict(mixup=0.4, cutmix=0.3, ema=0.9, label_smoothing=0.1, affine_p=0.5, rotate=10.0, views=2, views_share=0.5),
     "growing, adamw, layer norm": dict(first_side=16, schedule="plateau", optimiser="adamw", norm="layer", lr=1e-4),
     "held out, tested once": dict(held_out=7, eval_every=0, batch_size=12, nesterov=True, pipeline="torchvision", epochs=1),
 }

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_store
 
-from tests.conftest import make_store
 from train.device import device_of
 from train.recipe import Recipe
 from train.recorded import FIRST, Graphs, Recorded

@@ -1,5 +1,6 @@
 """The test pass: logits of every image, in the store's order."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,23 +31,48 @@ class Outcome:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, pipeline, autocast, views: int = 1, ranks: Ranks = Ranks()) -> Outcome:
+def evaluate(net: nn.Module, pipeline, autocast, views: int = 1, share: float = 1.0, ranks: Ranks = Ranks()) -> Outcome:
     """Run `net` in evaluation mode over the pipeline's epoch 0; leaves it in training mode.
 
     autocast  a function that gives a fresh context for the forward pass
     views     of each image, whose logits are averaged (`seen`)
+    share     of the images, the `least_confident`, that have more views than the plain one
     ranks     the processes that each do their part of it; all get the whole outcome
     """
     net.eval()
-    logits_NK, labels_N = [], []
-    for images, labels in pipeline.epoch(0):
-        with autocast():
-            logits_NK.append(fitting(net, images, views))
-        labels_N.append(labels)
+    logits_NK, labels_N = passed(net, pipeline, autocast, views if share == 1 else 1)
+    if share < 1 and views > 1:
+        places = torch.from_numpy(pipeline.plan.places[: len(logits_NK)]).to(logits_NK.device)
+        unsure_N = least_confident(ranks.gathered(logits_NK, pipeline.plan), share)[places]
+        if unsure_N.any():  # in this process's part
+            logits_NK[unsure_N], _ = passed(net, pipeline, autocast, views, unsure_N)
     net.train()
-    logits, labels = (ranks.gathered(torch.cat(rows), pipeline.plan) for rows in (logits_NK, labels_N))
+    logits, labels = (ranks.gathered(rows, pipeline.plan) for rows in (logits_NK, labels_N))
     loss = nn.functional.cross_entropy(logits, labels).item()
     return Outcome(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), loss)
+
+
+def passed(net: nn.Module, pipeline, autocast, views: int, wanted_N: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits float32[n,K], labels int64[n]) of the images of epoch 0, or of those that are `wanted`, bool[N]."""
+    logits, labels, first = [], [], 0
+    for images, classes in pipeline.epoch(0):
+        if wanted_N is not None:
+            chosen = wanted_N[first : first + len(images)]
+            first += len(images)
+            images, classes = images[chosen].contiguous(memory_format=torch.channels_last), classes[chosen]
+        if len(images):
+            with autocast():
+                logits.append(fitting(net, images, views))
+            labels.append(classes)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def least_confident(logits_NK: torch.Tensor, share: float) -> torch.Tensor:
+    """bool[N]: that share of the images, rounded up, whose two likeliest classes are closest in probability."""
+    first, second = logits_NK.softmax(1).topk(2, 1).values.unbind(1)
+    chosen = torch.zeros(len(logits_NK), dtype=torch.bool, device=logits_NK.device)
+    chosen[(first - second).argsort(stable=True)[: math.ceil(share * len(logits_NK))]] = True
+    return chosen
 
 
 def fitting(net: nn.Module, images_BCHW: torch.Tensor, views: int) -> torch.Tensor:

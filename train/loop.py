@@ -143,7 +143,7 @@ class Training:
     def _test(self, last: bool) -> None:
         before = self.watch.seconds["eval"]
         with self.watch.lap("eval"):
-            self.outcome = evaluate(self.finished, self.test, self.autocast, self.recipe.views, self.ranks)
+            self.outcome = evaluate(self.finished, self.test, self.autocast, self.recipe.views, self.recipe.views_share, self.ranks)
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
 

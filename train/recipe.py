@@ -43,7 +43,7 @@ class Recipe:
     sweep: str = _setting("", "FIELD=VALUE,VALUE,...: a training (or `runs` of them) for each value of a setting")
     device: str = _setting("auto", "where to train", DEVICES)
     precision: str = _setting("auto", "of the forward and backward pass", PRECISIONS)
-    compiled: bool = _setting(False, "compile the training step (torch.compile; CUDA graphs on a GPU)")
+    compiled: bool = _setting(False, "compile the training step (torch.compile; on a GPU recorded as a CUDA graph)")
     deterministic: bool = _setting(False, "the same bits again on CUDA too, at some cost; a CPU gives them always")
     out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
     events: bool = _setting(False, "write TensorBoard's events, too, into RUN/events")
@@ -63,6 +63,7 @@ class Recipe:
     teacher_share: float = _setting(0.5, "of the teacher in the loss")
     temperature: float = _setting(2.0, "of the teacher's and the net's softmax in that share")
     views: int = _setting(1, "views of each test image whose logits are averaged: 2 with its mirror image, 6 with both shifted, too", VIEWS)
+    views_share: float = _setting(1.0, "of the test images, the least confident, that have more views than one")
     schedule: str = _setting("cosine", "of the learning rate", SCHEDULES)
     warmup: float = _setting(0.0, "epochs of linear rise to lr")
     floor: float = _setting(0.0, "share of the largest rate that the linear and cosine schedules end at")
@@ -109,6 +110,8 @@ class Recipe:
         for name in ("ema", "floor", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give a share from 0 to 1")
+        if not 0 < self.views_share <= 1:
+            raise InputError(f"--views-share {self.views_share}: give a share above 0, at most 1")
         if self.temperature <= 0:
             raise InputError(f"--temperature {self.temperature}: give a number above 0")
         self.policy(), self.mixing()
