@@ -1,17 +1,21 @@
 """A recorded step: what it is replayed into is as if every step had been taken anew."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_store
 
+from train.compiled import keep_rates
+from train.course import follow
 from train.device import device_of
 from train.recipe import Recipe
 from train.recorded import FIRST, Graphs, Recorded
 from train.run import Kept, Run
 from train.runs import train
+from train.state import put, taken
 from train.together import Together
 
 SMALL = dict(net="level1", epochs=4, batch_size=16, lr=0.01, device="cpu", precision="fp32")
@@ -77,6 +81,26 @@ def test_groups_are_recorded_alike(store, tmp_path):
         assert group.follow([run.course() for run in runs]) == [None, None]
     for seed in "01":
         assert losses(tmp_path / "plain" / seed) == losses(tmp_path / "recorded" / seed)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw", "muon"])
+def test_a_state_is_put_where_a_recording_reads_it(store, tmp_path, optimiser):
+    """Momenta and rates of a resumed training, by address."""
+    recipe = Recipe(**{**SMALL, "epochs": 2, "lr": 1e-3}, optimiser=optimiser, data=str(store.path))
+    first, second = (Run(recipe, tmp_path, torch.device("cpu"), "", lambda *_: None, Kept()).training for _ in range(2))
+    keep_rates(second.optimiser, torch.device("cpu"))
+    states = []
+    first.run(lambda *_: states.append(deepcopy(taken(first))))
+    second.epoch(0)
+    there = [group["lr"] for group in second.optimiser.param_groups]
+    there += [value for values in second.optimiser.state.values() for value in values.values() if torch.is_tensor(value)]
+    put(second, states[0])
+    now = [group["lr"] for group in second.optimiser.param_groups]
+    now += [value for values in second.optimiser.state.values() for value in values.values() if torch.is_tensor(value)]
+    assert len(there) > 4 and all(a is b for a, b in zip(there, now, strict=True))
+    follow(second.course(lambda *_: None), second.step)
+    for name, value in first.net.state_dict().items():
+        torch.testing.assert_close(second.net.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu

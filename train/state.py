@@ -7,7 +7,6 @@ import time
 
 import torch
 
-from train.compiled import keep_rates
 from train.course import Progress
 from train.loop import Training
 
@@ -34,11 +33,9 @@ def taken(training: Training) -> dict:
 
 
 def put(training: Training, state: dict) -> None:
-    """Have a training go on from a state. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` where it is none of its recipe's."""
+    """Have a training go on from a state, in the tensors that it has: programs know them by address. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` where it is none of its recipe's."""
     training.net.load_state_dict(state["net"])
-    training.optimiser.load_state_dict(state["optimiser"])
-    if training.recipe.compiled:
-        keep_rates(training.optimiser, training.device)
+    put_optimiser(training.optimiser, state["optimiser"])
     training.scaler.load_state_dict(state["scaler"])
     if training.average:
         training.average.load_state_dict(state["average"])
@@ -53,3 +50,18 @@ def put(training: Training, state: dict) -> None:
     watch.start -= state["seconds"]["train"] + state["seconds"]["eval"] + state["epoch_seconds"]  # they are of the total, too
     losses = [torch.tensor(loss, device=training.device) for loss in state["losses"]]
     training.progress = Progress(state["epoch"], state["step"], losses, state["right"], state["seen"], state["epoch_seconds"])
+
+
+def put_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
+    """`load_state_dict` into the tensors that are there; those that are not yet are made."""
+    rates = [group["lr"] for group in optimiser.param_groups]
+    before = {parameter: dict(values) for parameter, values in optimiser.state.items()}
+    optimiser.load_state_dict(state)
+    for group, rate in zip(optimiser.param_groups, rates):
+        if torch.is_tensor(rate):
+            group["lr"] = rate.fill_(float(group["lr"]))
+    for parameter, values in before.items():
+        new = optimiser.state[parameter]
+        for key, value in values.items():
+            if torch.is_tensor(value) and torch.is_tensor(new.get(key)):
+                new[key] = value.copy_(new[key])
