@@ -31,9 +31,12 @@ class Block(nn.Module):
         self.scale = nn.Parameter(torch.full((channels, 1, 1), scale))
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        gate, value = self.widen(self.norm(self.look(images_NCHW))).chunk(2, 1)
+        # 1x1 convolutions as products of matrices, as pixels lie in memory: of several nets at once that is a batched product, not grouped convolutions
+        looked_NHWC = self.norm(self.look(images_NCHW)).permute(0, 2, 3, 1)
+        gate, value = F.linear(looked_NHWC, self.widen.weight.flatten(1)).chunk(2, -1)
         # the scale in the filter, not on the image: one pass less over memory, and under autocast a sum in half precision
-        return images_NCHW + self.dropout(F.conv2d(F.silu(gate) * value, self.narrow.weight * self.scale[..., None]))
+        narrowed_NHWC = F.linear(F.silu(gate) * value, self.narrow.weight.flatten(1) * self.scale.flatten(1))
+        return images_NCHW + self.dropout(narrowed_NHWC.permute(0, 3, 1, 2))
 
 
 def down(inputs: int, outputs: int, norm: str) -> nn.Module:
