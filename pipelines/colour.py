@@ -4,6 +4,8 @@ What each means is torchvision's (`adjust_brightness` and its like) and Pillow's
 with its mean grey, with its own grey, with a smoothed copy. Shapes: images_BCHW float32 pixels in [0, 1]; factors_B float32.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -12,7 +14,12 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 def luma(images_BCHW: torch.Tensor) -> torch.Tensor:
     """[B,1,H,W]: the grey that an image of three channels has."""
-    return (images_BCHW * torch.tensor(LUMA, device=images_BCHW.device)[:, None, None]).sum(1, keepdim=True)
+    return (images_BCHW * _luma(images_BCHW.device)).sum(1, keepdim=True)
+
+
+@cache
+def _luma(device: torch.device) -> torch.Tensor:
+    return torch.tensor(LUMA, device=device)[:, None, None]
 
 
 def blend(other: torch.Tensor | float, images_BCHW: torch.Tensor, factors_B: torch.Tensor) -> torch.Tensor:

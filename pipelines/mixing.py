@@ -15,6 +15,7 @@ import torch
 from pipelines import plan
 from pipelines.errors import InputError
 from pipelines.plan import hash32, unit
+from pipelines.transfer import sent
 
 
 class Targets(NamedTuple):
@@ -57,18 +58,18 @@ def mix(images_BCHW: torch.Tensor, labels_B: torch.Tensor, ids: np.ndarray, mixi
 
     partners = partner(len(ids))
     share = mixing.mixup * strength * draw(plan.MIXUP)
-    device, others = images_BCHW.device, torch.from_numpy(partners).to(images_BCHW.device)
+    device, others = images_BCHW.device, sent(partners, images_BCHW.device)
     theirs = images_BCHW[others]
-    weights = torch.from_numpy(share.astype(np.float32)).to(device, images_BCHW.dtype)[:, None, None, None]
+    weights = _column(share.astype(np.float32), device).to(images_BCHW.dtype)
     mixed = torch.lerp(images_BCHW, theirs, weights) if mixing.mixup else images_BCHW
     if mixing.cutmix:
         chosen = draw(plan.CUTMIX) < mixing.cutmix * strength
         inside = rectangles(draw(plan.PATCH_AREA), draw(plan.PATCH_Y), draw(plan.PATCH_X), *images_BCHW.shape[2:])
         inside &= chosen[:, None, None]
-        mixed = torch.where(torch.from_numpy(inside[:, None]).to(device), theirs, torch.where(_column(chosen, device), images_BCHW, mixed))
+        mixed = torch.where(sent(inside[:, None], device), theirs, torch.where(_column(chosen, device), images_BCHW, mixed))
         share = np.where(chosen, inside.mean((1, 2)), share)
     mixed = mixed.contiguous(memory_format=torch.channels_last)
-    return mixed, Targets(labels_B, labels_B[others], torch.from_numpy(share.astype(np.float32)).to(device))
+    return mixed, Targets(labels_B, labels_B[others], sent(share.astype(np.float32), device))
 
 
 def partner(count: int) -> np.ndarray:
@@ -87,5 +88,5 @@ def rectangles(area_B: np.ndarray, y_B: np.ndarray, x_B: np.ndarray, height: int
     return inside[0][:, :, None] & inside[1][:, None, :]
 
 
-def _column(chosen_B: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(chosen_B).to(device)[:, None, None, None]
+def _column(values_B: np.ndarray, device: torch.device) -> torch.Tensor:
+    return sent(values_B, device)[:, None, None, None]

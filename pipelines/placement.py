@@ -17,6 +17,7 @@ import torch
 
 from pipelines import kernels_gpu
 from pipelines.plan import Plan
+from pipelines.transfer import sent
 
 PLACES = ("device", "pinned", "mapped")
 ROOM = 0.5  # of the free device memory is the most a split may take: net, activations and batches need the rest, and grow with the card
@@ -90,14 +91,6 @@ class Lane:
             current.wait_event(event)
             for tensor in tensors:
                 tensor.record_stream(current)
-
-
-def sent(array: np.ndarray, device: torch.device, pinned: bool = True) -> torch.Tensor:
-    """A small array on the device, by a copy that the host does not wait for, if it can be pinned."""
-    tensor = torch.from_numpy(array)
-    if pinned and device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True, copy=True)
 
 
 class OnDevice:

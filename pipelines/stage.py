@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pipelines import colour, plan
 from pipelines.errors import InputError
 from pipelines.plan import Plan, below, hash32, unit
+from pipelines.transfer import sent
 from pipelines.turns import Turns
 
 COLOURS = {"brightness": plan.BRIGHTNESS, "contrast": plan.CONTRAST, "saturation": plan.SATURATION, "sharpness": plan.SHARPNESS}
@@ -70,7 +71,7 @@ class Stage(Turns):
 
     def __init__(self, pipeline, extra: Extra, mean: tuple[float, ...], std: tuple[float, ...]):
         self.pipeline, self.plan, self.extra = pipeline, pipeline.plan, extra
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.scaling = torch.tensor([mean, std])[..., None, None]
         if extra.erase > min(self.plan.height, self.plan.width):
             raise InputError(f"erase {extra.erase} is larger than the {self.plan.height}x{self.plan.width} images")
         if (extra.grey_p or extra.contrast or extra.saturation) and len(mean) != 3:
@@ -102,11 +103,11 @@ class Stage(Turns):
 
     @staticmethod
     def _where(chosen_B: np.ndarray, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
-        return torch.where(torch.from_numpy(chosen_B).to(no.device)[:, None, None, None], yes, no)
+        return torch.where(sent(chosen_B, no.device)[:, None, None, None], yes, no)
 
     def _affine(self, images: torch.Tensor, epoch: int, ids: np.ndarray) -> torch.Tensor:
         """Each image turned about its centre, resized and shifted; sampled in float32."""
-        thetas = torch.from_numpy(thetas_B23(self.plan, self.extra, epoch, ids)).to(images.device)
+        thetas = sent(thetas_B23(self.plan, self.extra, epoch, ids), images.device)
         grid = F.affine_grid(thetas, list(images.shape), align_corners=True)
         turned = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=True)
         return turned.to(images.dtype)
@@ -120,10 +121,10 @@ class Stage(Turns):
             first = below(length - side + 1, hash32(self.plan.seed, epoch, stream, ids))[:, None]
             inside.append((np.arange(length) >= first) & (np.arange(length) < first + side))
         mask = chosen[:, None, None] & inside[0][:, :, None] & inside[1][:, None, :]
-        return torch.from_numpy(mask[:, None]).to(device)
+        return sent(mask[:, None], device)
 
     def _fill(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.extra.erase_fill, dtype=images.dtype, device=images.device)[:, None, None]
+        return sent(np.array(self.extra.erase_fill, np.float32), images.device).to(images.dtype)[:, None, None]
 
     def _grey(self, images: torch.Tensor) -> torch.Tensor:
         return self._normalised(colour.luma(self._pixels(images)), images.dtype)
@@ -132,17 +133,22 @@ class Stage(Turns):
         pixels = self._pixels(images)
         for name, change in self.extra.colours.items():
             factors = 1 + change * (2 * self._draw(COLOURS[name], epoch, ids) - 1)
-            pixels = getattr(colour, name)(pixels, torch.from_numpy(factors).to(images.device))
+            pixels = getattr(colour, name)(pixels, sent(factors, images.device))
         return self._normalised(pixels, images.dtype)
 
     def _pixels(self, images: torch.Tensor) -> torch.Tensor:
         """float32 in [0, 1] again."""
-        mean, std = (v.to(images.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = self._scaling(images.device)
         return images.float() * std + mean
 
     def _normalised(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        mean, std = (v.to(pixels.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = self._scaling(pixels.device)
         return ((pixels - mean) / std).to(dtype)
+
+    def _scaling(self, device: torch.device) -> torch.Tensor:
+        """float32[2,C,1,1]: mean and std there; copied once."""
+        self.scaling = self.scaling.to(device)
+        return self.scaling
 
 
 def affine_mask(made: Plan, extra: Extra, epoch: int, ids: np.ndarray) -> np.ndarray:

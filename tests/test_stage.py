@@ -8,6 +8,7 @@ from conftest import make_store
 import pipelines
 from pipelines import colour, plan
 from pipelines.errors import InputError
+from pipelines.mixing import Mixing, mix
 from pipelines.plan import PLAIN
 from pipelines.stage import Extra, stage, thetas_B23
 
@@ -66,7 +67,8 @@ def test_the_square_is_whole_and_of_the_stated_value(store):
 
 def test_grey_has_one_value_a_pixel(store):
     _, after, made = pair(store, Extra(grey_p=1.0))
-    pixels = after * made.std[:, None, None] + made.mean[:, None, None]
+    mean, std = made.scaling
+    pixels = after * std + mean
     assert (pixels - pixels[:, :1]).abs().max() < 1e-5
 
 
@@ -112,3 +114,24 @@ def test_one_channel_has_no_saturation(tmp_path):
     grey = make_store(tmp_path / "grey.safetensors", channels=1)
     with pytest.raises(InputError, match="three channels"):
         pair(grey, Extra(saturation=0.1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_host_waits_for_no_batch_and_the_pixels_are_the_cpus(store):
+    extra = Extra(affine_p=0.5, rotate=15.0, erase_p=0.5, erase=8, grey_p=0.2, brightness=0.1, contrast=0.1, saturation=0.1, sharpness=0.3)
+    expected, made = (stage(pipelines.open("resident", store, batch_size=12, device=device), extra, store) for device in ("cpu", "cuda"))
+    mixing = Mixing(mixup=0.4, cutmix=0.5)
+
+    def batches(loader, epoch):
+        for ids, (images, labels) in zip(loader.plan.batches(epoch), loader.epoch(epoch)):
+            yield mix(images, labels, ids, mixing, 0, epoch)[0]
+
+    list(batches(made, 0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        images = list(batches(made, 1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(images, batches(expected, 1), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-3)
