@@ -20,9 +20,9 @@ from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import replacing  # noqa: E402
-from train.__main__ import named  # noqa: E402
 from train.figures import TEST, TRAIN, plt, save  # noqa: E402
-from train.recipe import Recipe, parse  # noqa: E402
+from train.flags import named, parse  # noqa: E402
+from train.recipe import Recipe  # noqa: E402
 
 HEADER = ["net", "parameters", "MACs", "test accuracy", "sd; 95% interval", "train accuracy", "runs"]
 FAMILY, OTHERS, PUBLISHED = TEST, TRAIN, "0.55"

@@ -8,9 +8,9 @@ from pipelines import data
 from train import result
 from train.device import device_of
 from train.interval import Interval
+from train.jobs import gathered, seeds, train_jobs
 from train.recipe import Recipe
 from train.run import Kept, make_folder, tested_on
-from train.runs import gathered, seeds, train_jobs
 
 
 @dataclass(frozen=True)

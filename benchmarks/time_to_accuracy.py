@@ -38,13 +38,13 @@ from benchmarks.standings import chart, figures, header, lines, remarks  # noqa:
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.store import Store  # noqa: E402
-from train.__main__ import named  # noqa: E402
 from train.device import DTYPES, device_of, precision_of  # noqa: E402
+from train.flags import named, parse  # noqa: E402
+from train.jobs import attempt, earlier  # noqa: E402
 from train.machine import hardware  # noqa: E402
 from train.progressive import side  # noqa: E402
-from train.recipe import Recipe, parse  # noqa: E402
+from train.recipe import Recipe  # noqa: E402
 from train.run import Kept, dataset_name, make_folder, split, tested_on  # noqa: E402
-from train.runs import attempt, earlier  # noqa: E402
 
 
 def since_start() -> float:

@@ -22,9 +22,9 @@ from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.store import Store  # noqa: E402
-from train.__main__ import named  # noqa: E402
 from train.device import device_of  # noqa: E402
-from train.recipe import Recipe, parse  # noqa: E402
+from train.flags import named, parse  # noqa: E402
+from train.recipe import Recipe  # noqa: E402
 from train.run import assemble, dataset_name  # noqa: E402
 from train.stopwatch import Stopwatch  # noqa: E402
 from train.together import Together  # noqa: E402

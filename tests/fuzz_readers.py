@@ -32,12 +32,12 @@ from pipelines.__main__ import describe
 from pipelines.convert import convert
 from pipelines.sources import find
 from pipelines.store import Store
-from train import checkpoint, compare, predict, result, resume, saving
+from train import checkpoint, compare, predict, result, saving
 from train.course import Diverged
+from train.jobs import earlier
 from train.loop import Training
 from train.recipe import Recipe
-from train.runs import earlier
-from train.state import taken
+from train.state import go_on, read, recipe_of, taken
 from train.stopwatch import Stopwatch
 
 CLASSES = ("ant", "bee")
@@ -372,10 +372,10 @@ def make_resume(rng: Random) -> tuple[str, dict[str, bytes]]:
 
 
 def read_resume(folder: Path) -> None:
-    state = resume.read(folder)
-    resume.recipe_of(state, folder)
+    state = read(folder)
+    recipe_of(state, folder)
     goes_on, lines = training(STORE[0]), []
-    resume.go_on(goes_on, state, STORE[0], folder)
+    go_on(goes_on, state, STORE[0], folder)
     try:
         goes_on.run(lambda line, losses: lines.append((line, losses)))
     except Diverged:  # weights may be any numbers

@@ -45,7 +45,8 @@ def test_words_are_completed(shell):
 def test_every_command_and_setting_is_known():
     from dataclasses import fields
 
-    from train.__main__ import COMMANDS, named
+    from train.command import COMMANDS
+    from train.flags import named
     from train.recipe import Recipe, flag
 
     found = specs()

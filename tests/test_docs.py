@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from train import usage
-from train.recipe import Recipe, flag, parse
+from train.flags import parse
+from train.recipe import Recipe, flag
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -8,8 +8,8 @@ import pytest
 from pipelines.errors import InputError, NotInstalled
 from train import events, result
 from train.recipe import Recipe
-from train.resume import read
 from train.runs import train
+from train.state import read
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 EVERY = dict(tensors=0, scalars=0)

@@ -23,7 +23,7 @@ from pipelines.pickles import Name, Stand, load
 from pipelines.sources import find
 from pipelines.store import Store
 from train import archive, checkpoint
-from train.runs import earlier
+from train.jobs import earlier
 
 CASES = 3000
 

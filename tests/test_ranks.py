@@ -18,11 +18,12 @@ from torch import nn
 
 import nets
 from pipelines.errors import InputError
-from train import ranks, report, resume, runs, saving
+from train import jobs, ranks, report, resume, saving
 from train.loop import Training
 from train.ranks import Ranks
 from train.recipe import Recipe
 from train.runs import train
+from train.state import read
 from train.synced import synced
 
 # lr: at these batches of 16 random images, a larger one multiplies any rounding by ten in a few steps
@@ -205,14 +206,14 @@ def test_one_that_dies_ends_the_others_and_all_go_on(store, tmp_path):
     out = tmp_path / "cut"
     errors = together(2, die, replace(recipe, out=str(out)), 0, 5, fail=True)
     assert errors[0] is None and errors[1][0] == "InputError" and "another process of this training has ended" in errors[1][1]
-    assert (resume.read(out)["epoch"], resume.read(out)["step"]) == (1, 1)
+    assert (read(out)["epoch"], read(out)["step"]) == (1, 1)
     together(2, resume.main, ["--resume", str(out)])
     assert bits(out) == bits(tmp_path / "whole") and without_times(out) == without_times(tmp_path / "whole")
 
 
 def fail_in_first(recipe: Recipe) -> None:
     if os.environ["RANK"] == "0":
-        saving.Saver.save = lambda self: resume.read(Path("/nonexistent"))  # an InputError of its own
+        saving.Saver.save = lambda self: read(Path("/nonexistent"))  # an InputError of its own
     train(recipe, "", quiet)
 
 
@@ -242,11 +243,11 @@ def test_settings_that_several_cannot_share(store, tmp_path):
 
 def deal(recipes: list[Recipe], ports: list[int]) -> list[list[str]]:
     """What this process says of each, and which seeds it trained."""
-    real, said = runs.attempt, []
+    real, said = jobs.attempt, []
     for recipe, port in zip(recipes, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         said.append([])
-        runs.attempt = lambda jobs, *rest: said[-1].append([one.seed for one, _ in jobs]) or real(jobs, *rest)
+        jobs.attempt = lambda jobs, *rest: said[-1].append([one.seed for one, _ in jobs]) or real(jobs, *rest)
         train(recipe, "", quiet)
     return said
 
@@ -322,11 +323,11 @@ def test_torchrun_ends_with_a_clear_message_when_one_dies(store, tmp_path):
     ended = torchrun(store, tmp_path / "out", tmp_path, WHO="1", DOES="die")
     assert ended.returncode != 0 and "error: another process of this training has ended" in ended.stderr
     assert f"when that is mended: python -m train --resume {tmp_path / 'out'}" in ended.stdout
-    assert (resume.read(tmp_path / "out")["epoch"], resume.read(tmp_path / "out")["step"]) == (1, 1)
+    assert (read(tmp_path / "out")["epoch"], read(tmp_path / "out")["step"]) == (1, 1)
 
 
 def test_ctrl_c_under_torchrun_saves_and_says_how_to_go_on(store, tmp_path):
     ended = torchrun(store, tmp_path / "out", tmp_path, WHO="0", DOES="ask")
     assert ended.stderr.count("interrupted") == 2 and "error: " not in ended.stderr, ended.stderr
     assert ended.returncode != 0 and f"saved: to go on, python -m train --resume {tmp_path / 'out'}" in ended.stdout
-    assert (resume.read(tmp_path / "out")["epoch"], resume.read(tmp_path / "out")["step"]) == (1, 2)
+    assert (read(tmp_path / "out")["epoch"], read(tmp_path / "out")["step"]) == (1, 2)

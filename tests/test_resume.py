@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 import pipelines
 from pipelines.errors import InputError, NotInstalled
 from train import checkpoint, report, resume, saving
-from train.__main__ import named
-from train.recipe import Recipe, parse
+from train.flags import named, parse
+from train.recipe import Recipe
 from train.runs import train
+from train.state import read, recipe_of
 
 SMALL = dict(net="level1", epochs=3, batch_size=8, lr=0.01, device="cpu", precision="fp32", save_minutes=0.0)
 KILLS = {"resident": 20, "dali": 5, "torchvision": 5, "ffcv": 5}  # the others take seconds to start, each time; --kills N for N of each
@@ -86,8 +87,8 @@ def test_going_on_gives_the_same_bits(store, tmp_path, monkeypatch, settings):
             with pytest.raises(Interrupted):
                 train(recipe(cut), "test", quiet)
         assert not (tmp_path / cut / "summary.json").exists()
-        state = resume.read(tmp_path / cut)
-        name, kept = resume.recipe_of(state, tmp_path / cut)
+        state = read(tmp_path / cut)
+        name, kept = recipe_of(state, tmp_path / cut)
         assert (name, kept) == ("test", recipe(cut)) and 5 * state["epoch"] + state["step"] == steps
         summary = train(kept, name, quiet, state=state)
         assert bits(tmp_path / cut) == bits(tmp_path / "whole") and summary["test_accuracy"] == whole["test_accuracy"]
@@ -105,7 +106,7 @@ def victim(recipe: Recipe, started, stepping, errors) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as the command line has it; else loaders' workers have a server that survives the kill
     try:
         out = Path(recipe.out)
-        state = resume.read(out) if (out / "checkpoint.pt").exists() else None
+        state = read(out) if (out / "checkpoint.pt").exists() else None
         train(recipe, "test", lambda *_: started.set(), state=state)
     except BaseException as error:
         errors.put(repr(error))
@@ -139,7 +140,7 @@ def test_killed_at_random_moments(store, tmp_path, request, pipeline):
         assert errors.empty(), errors.get()
         if process.exitcode == -signal.SIGKILL and not (out / "summary.json").exists():
             kills += 1
-            where.add((out / "checkpoint.pt").exists() and tuple(resume.read(out)[key] for key in ("epoch", "step")))
+            where.add((out / "checkpoint.pt").exists() and tuple(read(out)[key] for key in ("epoch", "step")))
             continue
         assert process.exitcode in (0, -signal.SIGKILL)
         assert bits(out) == bits(whole) and without_times(out) == without_times(whole)
@@ -173,7 +174,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(store, tmp_path):
     command = [sys.executable, "-c", code, *flags, "--data", str(store.path), "--out", str(tmp_path / "cut")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert ended.returncode == 130 and f"python -m train --resume {tmp_path / 'cut'}" in ended.stdout
-    state = resume.read(tmp_path / "cut")
+    state = read(tmp_path / "cut")
     assert (state["epoch"], state["step"]) == (1, 4)
     resume.main(["--resume", str(tmp_path / "cut")])
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
@@ -183,7 +184,7 @@ def test_a_finished_run_is_finished_again(store, tmp_path):
     recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
     first = train(recipe, "", quiet)
     model = bits(tmp_path)
-    again = train(recipe, "", quiet, state=resume.read(tmp_path))
+    again = train(recipe, "", quiet, state=read(tmp_path))
     assert bits(tmp_path) == model and again["test_accuracy"] == first["test_accuracy"]
 
 

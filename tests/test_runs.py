@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-import train.runs as runs
 from pipelines.errors import InputError
+from train import jobs, runs
 from train.course import Diverged
 from train.interval import Interval, distribution, p_at_least, quantile
 from train.recipe import Recipe
@@ -22,7 +22,7 @@ def quiet(*_):
 
 def test_interrupted_runs_lose_no_finished_seed(store, tmp_path, monkeypatch):
     recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
-    once, trained = runs.train_once, []
+    once, trained = jobs.train_once, []
 
     def interrupted(one, *rest):
         if one.seed == 7 and 7 not in trained:
@@ -31,7 +31,7 @@ def test_interrupted_runs_lose_no_finished_seed(store, tmp_path, monkeypatch):
         trained.append(one.seed)
         return once(one, *rest)
 
-    monkeypatch.setattr(runs, "train_once", interrupted)
+    monkeypatch.setattr(jobs, "train_once", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runs.train(recipe, "", quiet)
     files = {seed: (tmp_path / f"seed-{seed}" / "summary.json").stat().st_mtime_ns for seed in (5, 6)}
@@ -43,21 +43,21 @@ def test_interrupted_runs_lose_no_finished_seed(store, tmp_path, monkeypatch):
 
 
 def test_a_diverged_seed_is_counted_and_never_averaged(store, tmp_path, monkeypatch):
-    once = runs.train_once
+    once = jobs.train_once
 
     def diverging(one, *rest):
         if one.seed == 6:
             raise Diverged(6, 1, 3, math.nan)
         return once(one, *rest)
 
-    monkeypatch.setattr(runs, "train_once", diverging)
+    monkeypatch.setattr(jobs, "train_once", diverging)
     said = []
     for _ in range(2):  # the second call keeps what the first one wrote, the divergence included
         summary = runs.train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", said.append)
         assert summary["runs"]["seeds"] == [5, 7] and summary["runs"]["n"] == 2
         assert summary["runs"]["diverged"] == [{"seed": 6, "epoch": 1, "step": 3}]
         assert "seed 6 diverged: the loss of epoch 1, step 3 is nan" in said[-1]
-        monkeypatch.setattr(runs, "train_once", None)
+        monkeypatch.setattr(jobs, "train_once", None)
     assert json.loads((tmp_path / "summary.json").read_text())["runs"] == summary["runs"]
 
 

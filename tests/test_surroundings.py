@@ -27,11 +27,12 @@ from pipelines.files import replacing
 from pipelines.kernels_cpu import kernel
 from pipelines.sources import find
 from pipelines.store import Store
-from train import checkpoint, evaluate, report, resume, run, runs, saving
+from train import checkpoint, evaluate, jobs, report, resume, run, saving
 from train.failures import smaller
 from train.loop import Training
 from train.recipe import Recipe
 from train.runs import train
+from train.state import read
 
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32", save_minutes=0.0)
 
@@ -265,7 +266,7 @@ def test_a_store_that_is_written_into_ends_the_run_before_it_is_kept(whole, stor
         at_call(patch, Training, "step", 3, write_into)
         with pytest.raises(InputError, match="written into"):
             train(Recipe(**SMALL, data=str(path), out=str(out)), "", quiet)
-    assert resume.read(out)["step"] == 2  # the checkpoint of before
+    assert read(out)["step"] == 2  # the checkpoint of before
     with pytest.raises(InputError, match="does not match its checksum"):
         resume.main(["--resume", str(out)])
     path.write_bytes(good)
@@ -364,4 +365,4 @@ def test_what_is_no_such_failure_stays_what_it_is(store, tmp_path, monkeypatch):
     at_call(monkeypatch, Training, "step", 1, breaks)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", quiet)
-    assert runs.interrupted(Recipe(**SMALL), tmp_path) is None
+    assert jobs.interrupted(Recipe(**SMALL), tmp_path) is None

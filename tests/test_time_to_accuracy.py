@@ -10,7 +10,7 @@ from conftest import make_store
 
 from benchmarks import adapter, gpu, standings, time_to_accuracy
 from pipelines.errors import InputError
-from train import run as train_run, runs as train_runs
+from train import jobs as train_jobs, run as train_run
 from train.course import Diverged
 from train.recipe import Recipe
 
@@ -208,20 +208,20 @@ def test_ours_beside_a_peer_interleaved_and_resumed(store, tmp_path, capsys):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_diverged_seed_is_counted_and_named_and_in_no_mean(store, tmp_path, monkeypatch, capsys):
-    once = train_runs.train_once
+    once = train_jobs.train_once
 
     def diverging(one, *rest):
         if one.seed == 1:
             raise Diverged(1, 1, 3, math.nan)
         return once(one, *rest)
 
-    monkeypatch.setattr(train_runs, "train_once", diverging)
+    monkeypatch.setattr(train_jobs, "train_once", diverging)
     time_to_accuracy.main(["default", "--runs", "2", "--out", str(tmp_path / "out"), "--target", "0.5", "--data", str(store.path), *FLAGS])
     row = json.loads((tmp_path / "out" / "result.json").read_text())["rows"][0]
     assert row["accuracy_interval"]["n"] == 1 and row["diverged"] == [{"seed": 1, "epoch": 1, "step": 3}] and row["p_at_least_target"] is None
     shown = capsys.readouterr().out
     assert "1 + 1 diverged" in shown and "seed 1 diverged in epoch 1, step 3" in shown
-    monkeypatch.setattr(train_runs, "train_once", lambda one, *rest: (_ for _ in ()).throw(Diverged(one.seed, 1, 1, math.inf)))
+    monkeypatch.setattr(train_jobs, "train_once", lambda one, *rest: (_ for _ in ()).throw(Diverged(one.seed, 1, 1, math.inf)))
     time_to_accuracy.main(["default", "--runs", "1", "--seed", "7", "--out", str(tmp_path / "lost"), "--data", str(store.path), *FLAGS])
     assert "all diverged" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ import torch
 
 import nets
 from pipelines.errors import InputError
-from train import runs, saving
+from train import jobs, saving
 from train.checkpoint import load, load_model
 from train.course import Diverged
 from train.recipe import Recipe
@@ -147,7 +147,7 @@ def test_an_interruption_goes_on_together(store, tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)
     started = []
-    monkeypatch.setattr(runs, "go_together", lambda jobs, states, *rest: started.append(states) or REAL(jobs, states, *rest))
+    monkeypatch.setattr(jobs, "go_together", lambda some, states, *rest: started.append(states) or REAL(some, states, *rest))
     again = train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)
     assert [(state["epoch"], state["step"]) for state in started[0]] == [(1, 1), (1, 1)]
     assert again["runs"] == whole["runs"]
@@ -156,7 +156,7 @@ def test_an_interruption_goes_on_together(store, tmp_path, monkeypatch):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-REAL = runs.go_together
+REAL = jobs.go_together
 
 
 def test_an_interruption_at_different_steps_goes_on_one_after_another(store, tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_an_interruption_at_different_steps_goes_on_one_after_another(store, tmp
         batch = going.send(training.step(*batch))
     course.saver.save()
     going.close()
-    monkeypatch.setattr(runs, "go_together", None)
+    monkeypatch.setattr(jobs, "go_together", None)
     assert train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)["runs"] == whole["runs"]
 
 

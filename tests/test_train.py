@@ -16,12 +16,13 @@ import nets
 import pipelines
 from pipelines.errors import InputError, NotInstalled
 from train import recipes
-from train.__main__ import main, named
+from train.__main__ import main
 from train.checkpoint import load, load_model
 from train.course import Diverged
 from train.evaluate import Outcome
+from train.flags import named, parse, words
 from train.optim import Plateau, optimiser
-from train.recipe import Recipe, parse, words
+from train.recipe import Recipe
 from train.run import asked
 from train.runs import train
 from train.schedule import schedule

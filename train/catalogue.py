@@ -4,6 +4,7 @@ import argparse
 import inspect
 
 from train.command import parser_of
+from train.flags import named
 from train.recipe import Recipe
 
 
@@ -21,7 +22,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    from train.__main__ import named
-
     parser().parse_args(arguments)
     print(table(named()))

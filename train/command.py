@@ -1,10 +1,21 @@
-"""What the commands of `python -m train` share: a parser whose help is the module's docstring."""
+"""The commands of `python -m train`, and what they share: a parser whose help is the module's docstring."""
 
 import argparse
 import shutil
 import textwrap
 
 WIDEST = 100  # characters of a line of help
+
+# Words that stand for a module of their own, train/<word>.py with main(arguments); "-" is "_" in its name.
+COMMANDS = {
+    "catalogue": "every recipe, and what was measured of it",
+    "predict": "what a trained net says of pictures",
+    "export": "a trained net for use without Tenfold: safetensors, torch.export program, ONNX",
+    "compare": "runs side by side",
+    "events": "a run's metrics for TensorBoard",
+    "lr-find": "a learning rate for a recipe",
+    "completion": "a script that completes these commands in bash or zsh",
+}
 
 
 def parser_of(word: str, text: str, **options) -> argparse.ArgumentParser:

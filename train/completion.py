@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields
 
 import nets
 import pipelines
-from train.command import parser_of
+from train.command import COMMANDS, parser_of
+from train.flags import named
 from train.recipe import Recipe, flag
 
 WORDS = """\
@@ -117,8 +118,6 @@ def of_parser(parser: argparse.ArgumentParser) -> Spec:
 
 def specs() -> dict[str, Spec]:
     """Every command's `Spec`; "train" is a training, and "start" the place where a command or recipe is named."""
-    from train.__main__ import COMMANDS, named
-
     training = of_recipes(list(named()))
     training.flags.append("--resume")
     training.values["--resume"] = []

@@ -20,6 +20,7 @@ from train.gradcam import heat
 from train.progressive import resize, side
 from train.recipe import Recipe
 from train.result import Model
+from train.split import split
 
 CARDS = 24  # wrong predictions shown
 SAMPLES, COLUMNS = 6, 8  # training images in the sheet, and pictures of each: as it is, and in epochs spread over the training
@@ -147,8 +148,6 @@ def recipe_of(settings: dict) -> Recipe:
 
 def trained(recipe, store: Store) -> np.ndarray:
     """int64[n]: a few samples that the run trained on, spread over the split."""
-    from train.run import split  # which imports the report
-
     _, ids = split(recipe, store.labels("train"))
     ids = np.arange(store.count("train")) if ids is None else ids
     return ids[np.linspace(0, len(ids) - 1, min(SAMPLES, len(ids))).astype(int)]

@@ -18,7 +18,8 @@ from pipelines import data
 from pipelines.errors import InputError
 from train.command import parser_of
 from train.device import device_of
-from train.recipe import flag, parse
+from train.flags import named, parse
+from train.recipe import flag
 from train.run import assemble, make_folder
 from train.stopwatch import Stopwatch
 
@@ -97,8 +98,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    from train.__main__ import named
-
     if {"-h", "--help"} & set(arguments):
         print(parser().format_help() + "\nand a recipe with all of its flags, as python -m train --help lists them; --out DIR takes lr-find.png")
         return

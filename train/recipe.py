@@ -1,14 +1,11 @@
 """A recipe: every setting of a training, flat and frozen. CLI flag = field name = JSON key."""
 
-import argparse
-import dataclasses
 from dataclasses import dataclass, field, fields
 
 from pipelines.errors import InputError
 from pipelines.mixing import Mixing
 from pipelines.plan import FLIPS, PADDINGS, Policy
 from pipelines.stage import Extra
-from train import usage
 
 SCHEDULES = ("constant", "plateau", "step", "linear", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
@@ -143,40 +140,3 @@ class Recipe:
 def flag(name: str) -> str:
     """The command-line flag of a field, without its dashes."""
     return name.replace("_", "-")
-
-
-def words(name: str, recipe: Recipe, recipes: dict) -> list[str]:
-    """The command line that `parse` reads as this recipe."""
-    plain, found = recipes.get(name, Recipe)(), [name] if name in recipes else []
-    for setting in fields(Recipe):
-        value = getattr(recipe, setting.name)
-        if value != getattr(plain, setting.name):
-            found += [f"--{flag(setting.name)}", str(value)] if setting.type is not bool else [f"--{'' if value else 'no-'}{flag(setting.name)}"]
-    return found
-
-
-def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
-    """(name, recipe) of a command line: `[RECIPE] --field value ...`; `recipes` maps names to functions.
-
-    Raises `InputError` for an unknown recipe, setting or a value that cannot be; one of another type ends with exit code 2.
-    """
-    from train.__main__ import COMMANDS
-
-    parser = usage.parser(recipes, COMMANDS)
-    for setting, group in usage.groups(parser, fields(Recipe)):
-        options = {"default": argparse.SUPPRESS, "help": setting.metadata["help"].replace("%", "%%")}
-        if setting.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": setting.type, "choices": setting.metadata["choices"], "metavar": usage.metavar(setting)}
-        group.add_argument(f"--{flag(setting.name)}", **options)
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise InputError(
-            f"{unknown[0]}: no such setting{usage.near(unknown[0], [f'--{flag(f.name)}' for f in fields(Recipe)])}: python -m train --help lists them"
-        )
-    given = vars(known)
-    name = given.pop("recipe")
-    if name not in recipes:
-        raise InputError(f"{name}: neither a recipe ({', '.join(recipes)}) nor a command ({', '.join(COMMANDS)})")
-    return name, dataclasses.replace(recipes[name](), **given)

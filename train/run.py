@@ -16,19 +16,21 @@ import pipelines
 from pipelines import data, stage
 from pipelines.errors import InputError, reason
 from pipelines.files import replacing
-from pipelines.plan import PLAIN, balanced
+from pipelines.plan import PLAIN
 from pipelines.store import Store
 from train import checkpoint, events, report, result
 from train.course import Course, follow
 from train.device import DTYPES, precision_of
 from train.failures import explained
+from train.flags import named, words
 from train.loop import Training
 from train.machine import commit, hardware, versions
 from train.progressive import side
 from train.ranks import Ranks
-from train.recipe import Recipe, words
-from train.resume import go_on
+from train.recipe import Recipe
 from train.saving import Lines, Saver
+from train.split import split, tested_images
+from train.state import go_on
 from train.stopwatch import Stopwatch
 from train.synced import synced
 from train.together import Together
@@ -200,23 +202,6 @@ def teacher(recipe: Recipe, store: Store) -> nn.Module | None:
     return model.net
 
 
-def split(recipe: Recipe, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(samples held out for the test, samples to train on), int64 positions in train; None for no such choice."""
-    held = balanced(labels, recipe.held_out) if recipe.held_out else None
-    if held is None:
-        return None, balanced(labels, recipe.limit) if recipe.limit else None
-    if recipe.held_out >= len(labels):
-        raise InputError(f"--held-out {recipe.held_out} leaves none of {len(labels)} images to train on: give less")
-    rest = np.setdiff1d(np.arange(len(labels)), held)
-    return held, rest[balanced(labels[rest], recipe.limit)] if recipe.limit else rest
-
-
-def tested_images(recipe: Recipe, store: Store) -> np.ndarray:
-    """uint8[N,H,W,C], the images of the test pass in its order."""
-    held, _ = split(recipe, store.labels("train"))
-    return store.images("test") if held is None else store.images("train")[held]
-
-
 def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> dict:
     """The run as plain values: what `summary.json` holds, but for the seconds."""
     last = training.history[-1]
@@ -245,8 +230,6 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
 
 def asked(name: str, recipe: Recipe) -> list[str]:
     """The words of the command line; where it goes on with a run, those that train it again from the start."""
-    from train.__main__ import named
-
     given = sys.argv[1:]
     return words(name, recipe, named()) if any(word.split("=")[0] == "--resume" for word in given) else given
 

@@ -4,11 +4,36 @@ It holds everything but the data: a pipeline's whole state is (seed, epoch, step
 """
 
 import time
+from dataclasses import fields
+from pathlib import Path
 
 import torch
 
+from pipelines.errors import InputError, reason
+from pipelines.store import Store
+from train import checkpoint, result
 from train.course import Progress
 from train.loop import Training
+from train.recipe import Recipe
+
+STATE = {
+    "net",
+    "optimiser",
+    "scaler",
+    "average",
+    "plateau",
+    "random",
+    "history",
+    "seconds",
+    "epoch",
+    "step",
+    "losses",
+    "right",
+    "seen",
+    "epoch_seconds",
+    "recipe",
+    "data",
+}
 
 
 def taken(training: Training) -> dict:
@@ -65,3 +90,77 @@ def put_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
         for key, value in values.items():
             if torch.is_tensor(value) and torch.is_tensor(new.get(key)):
                 new[key] = value.copy_(new[key])
+
+
+def read(folder: Path) -> dict:
+    """The checkpoint of a run folder. Raises `InputError` where there is none, or it is not one to go on from."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        seeds = " (for several seeds, give the first command again with the same --out)" if list(folder.glob("seed-*")) else ""
+        raise InputError(f"{path}: no checkpoint: name the folder of an interrupted run{seeds}")
+    state = checkpoint.load(path)
+    if not isinstance(state, dict) or STATE - state.keys():
+        raise InputError(f"{path}: not a checkpoint to go on from: train again")
+    return state
+
+
+def recipe_of(state: dict, folder: Path) -> tuple[str, Recipe]:
+    """(name, recipe) that a checkpoint was made with. Raises `InputError` where it is no recipe of this version."""
+    try:
+        values = dict(state["recipe"])
+        name = values.pop("name")
+        kinds = {setting.name: setting.type for setting in fields(Recipe)}
+        values |= {key: float(value) for key, value in values.items() if type(value) is int and kinds.get(key) is float}
+        wrong = [key for key in values if type(values[key]) is not kinds.get(key)]
+        if wrong or not isinstance(name, str):
+            raise TypeError(f"unknown or mistyped setting {', '.join(map(str, wrong))}")
+        return name, Recipe(**values)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise InputError(f"{folder / 'checkpoint.pt'}: its recipe is not one of this version ({reason(error)}): train again") from None
+
+
+def go_on(training: Training, state: dict, store: Store, folder: Path) -> None:
+    """Put a training where its checkpoint was. Raises `InputError` where the checkpoint does not fit it, or the data are others."""
+    theirs = state["data"]
+    if not isinstance(theirs, dict) or not all(isinstance(v, str) for v in theirs.values()) or theirs != store.sha256:
+        raise InputError(f"{store.path}: not the data that {folder} was trained on: name that with --data")
+    try:
+        check(training, state)
+        put(training, state)
+    except Exception as error:  # what is not a checkpoint of ours can raise anything
+        raise InputError(f"{folder / 'checkpoint.pt'}: does not fit its recipe ({reason(error)}): train again") from None
+
+
+def check(training: Training, state: dict) -> None:
+    """Raise `ValueError`, `KeyError` or another where a training could not go on from what was read."""
+    fresh = taken(training)
+    wrong = [key for key, ours in fresh.items() if not alike(state[key], ours | {"cuda": []} if key == "random" else ours)]
+    kept, groups = state["optimiser"]["state"], fresh["optimiser"]["param_groups"]
+    if wrong or [group["params"] for group in state["optimiser"]["param_groups"]] != [group["params"] for group in groups]:
+        raise ValueError(f"its {wrong[0] if wrong else 'optimiser'} is of another kind")
+    trained = [p for group in training.optimiser.param_groups for p in group["params"]]
+    for place, values in kept.items():  # momenta, as large as what they move, and counts
+        ours = trained[place]
+        if not all(v is None or v.dtype == ours.dtype and v.shape == (() if key == "step" else ours.shape) for key, v in values.items()):
+            raise ValueError(f"its optimiser's values of parameter {place} are of another kind")
+    at, size, count = (state["epoch"], state["step"]), training.train.plan.batch_size, len(training.train.plan.ids)
+    if not (0 <= at[0] <= training.recipe.epochs and 0 <= at[1] <= len(training.train) and at[0] == len(state["history"])):
+        raise ValueError(f"it is at epoch {at[0]}, step {at[1]}")
+    if len(state["losses"]) != at[1] or not 0 <= state["right"] <= state["seen"] == min(at[1] * size, count):
+        raise ValueError("its counts are not those of its step")
+    for line in state["history"]:
+        result.check_line(line, result.EPOCH)
+    if not all(type(loss) is float for loss in state["losses"]):
+        raise ValueError("a loss is no number")
+
+
+def alike(theirs, ours) -> bool:
+    """Whether what was read is of the kind of `ours` all the way down: dicts with the same keys or more, tensors of one
+    shape and type. In a list that is empty with us there may be anything."""
+    if isinstance(ours, torch.Tensor):
+        return isinstance(theirs, torch.Tensor) and (theirs.shape, theirs.dtype) == (ours.shape, ours.dtype)
+    if isinstance(ours, dict):
+        return isinstance(theirs, dict) and theirs.keys() >= ours.keys() and all(alike(theirs[key], ours[key]) for key in ours)
+    if isinstance(ours, (list, tuple)):
+        return isinstance(theirs, (list, tuple)) and (not ours or len(theirs) == len(ours)) and all(map(alike, theirs, ours))
+    return type(theirs) in (int, float) if isinstance(ours, float) else type(theirs) is type(ours)

@@ -11,9 +11,9 @@ import torch
 
 from nets.__main__ import table
 from pipelines.errors import InputError
+from train.jobs import gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe, flag
 from train.run import Kept, write_json
-from train.runs import gathered, of_runs, seeds, train_jobs
 
 FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device")  # not settings of one training, or the same for all
 SHAPES = ("net", "norm", "limit", "held_out", "epochs", "eval_every", "batch_size", "precision", "compiled", "optimiser", "first_side", "grown", "pipeline")

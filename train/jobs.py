@@ -1,0 +1,151 @@
+"""Trainings of several seeds or settings, a folder each: one after another, several as one program, or dealt out to processes; a finished one is kept."""
+
+import json
+import os
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from pipelines.errors import InputError, reason
+from train.course import Diverged
+from train.failures import explained
+from train.interval import Interval
+from train.recipe import Recipe
+from train.run import Kept, Run, train_once, write_json
+from train.state import read, recipe_of
+from train.together import Together
+
+
+def seeds(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
+    """(recipe, folder) of each of a recipe's runs."""
+    return [(replace(recipe, seed=seed, runs=1, together=1, sweep=""), out / f"seed-{seed}") for seed in range(recipe.seed, recipe.seed + recipe.runs)]
+
+
+def train_jobs(jobs: list[tuple[Recipe, Path]], together: int, device, name: str, say, kept: Kept) -> list[dict]:
+    """What each job's folder says of it in the end: its summary, or where it diverged. A finished one is not trained again.
+
+    Several processes take turns in taking `together` of them, and all get all outcomes.
+    """
+    mine, recipe = kept.ranks, jobs[0][0]
+    outcomes = mine.same(lambda: {place: earlier(one, place) for one, place in jobs})
+    for place in [place for place in outcomes if outcomes[place] and not mine.rank]:
+        say(f"{place}: finished earlier, kept")
+    waiting = [job for job in jobs if not outcomes[job[1]]]
+    if mine.several:
+        kept.locate(recipe)
+        say = partial(prefixed, say, f"process {mine.rank}: ")
+    groups = [waiting[first : first + together] for first in range(0, len(waiting), together)]
+    ended = {}
+    for group in mine.dealt(groups):
+        ended |= {place: outcome for (_, place), outcome in zip(group, attempt(group, device, name, say, kept))}
+    outcomes |= mine.of_all(ended)
+    return [outcomes[place] for _, place in jobs]
+
+
+def prefixed(say, before: str, line: str) -> None:
+    """Say which of several processes says it."""
+    say(before + line)
+
+
+def gathered(outcomes: list[dict], out: Path) -> dict:
+    """The accuracies of several runs with their interval, and where others diverged. Raises `InputError` where all did."""
+    finished = [o for o in outcomes if "diverged" not in o]
+    if not finished:
+        raise InputError(f"{out}: all {len(outcomes)} runs diverged ({outcomes[0]['diverged']})")
+    if len({json.dumps(run.get("data"), sort_keys=True) for run in finished}) > 1:
+        raise InputError(f"{out}: its seeds were trained on different data: remove those of the old data, or name another folder with --out")
+    accuracies = [run["test_accuracy"] for run in finished]
+    interval = asdict(Interval.of(accuracies))
+    if len(finished) == 1:
+        interval |= dict.fromkeys(("deviation", "low", "high"))  # JSON has no NaN
+    lost = [{key: run[key] for key in ("seed", "epoch", "step")} for run in outcomes if "diverged" in run]
+    return {"seeds": [run["seed"] for run in finished], "test_accuracies": accuracies, **interval, "diverged": lost}
+
+
+def of_runs(runs: dict) -> Interval:
+    """The interval of `gathered` runs."""
+    return Interval.of(runs["test_accuracies"])
+
+
+def attempt(jobs: list[tuple[Recipe, Path]], device, name: str, say, kept: Kept) -> list[dict]:
+    """The summary of each job, which goes on where it was interrupted; where it diverges, what `diverged.json` says of it.
+
+    Several go together, but where an interruption left them at different steps: then one after another.
+    """
+    states = [interrupted(one, place) for one, place in jobs]
+    if len(jobs) > 1 and len({state and (state["epoch"], state["step"]) for state in states}) > 1:
+        return [outcome for job in jobs for outcome in attempt([job], device, name, say, kept)]
+    if len(jobs) > 1:
+        return go_together(jobs, states, device, name, say, kept)
+    ((one, place),) = jobs
+    try:
+        return [train_once(one, place, device, name, say, kept, states[0])]
+    except Diverged as error:
+        return [diverged(error, one, place, name, say)]
+
+
+def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], device, name: str, say, kept: Kept) -> list[dict]:
+    """`attempt` of several jobs of one shape as one program."""
+    runs = [Run(*job, device, name, say, kept, state, slot) for slot, (job, state) in enumerate(zip(jobs, states))]
+    for run in runs:
+        run.together = len(runs)
+    trainings = [run.training for run in runs]
+    group = kept.group = kept.group if kept.group and kept.group.holds(trainings) else Together(trainings, batched=device.type == "cuda")
+    with runs[0].watch.lap("compile"), explained(jobs[0][0], device):
+        group.warm_up()
+    try:
+        errors = group.follow([run.course() for run in runs])
+    except KeyboardInterrupt:
+        for run in runs:
+            run.saver.save()  # all at one step, so that they can go on together
+        raise
+    return [diverged(error, *job, name, say) if error else run.finish() for error, job, run in zip(errors, jobs, runs)]
+
+
+def diverged(error: Diverged, recipe: Recipe, place: Path, name: str, say) -> dict:
+    """Say and write where a run diverged."""
+    say(str(error))
+    place.mkdir(parents=True, exist_ok=True)
+    outcome = {"diverged": str(error), "seed": recipe.seed, "epoch": error.epoch, "step": error.step}
+    write_json(place / "diverged.json", {**outcome, "recipe": {"name": name, **asdict(recipe)}})
+    return outcome
+
+
+def interrupted(recipe: Recipe, place: Path) -> dict | None:
+    """The checkpoint that an interrupted call left of this seed; None where there is none of the same settings."""
+    if not (place / "checkpoint.pt").exists():
+        return None
+    state = read(place)
+    theirs = recipe_of(state, place)[1]
+    return state if theirs.seed == recipe.seed and theirs.experiment() == recipe.experiment() else None
+
+
+def earlier(recipe: Recipe, place: Path) -> dict | None:
+    """What an earlier call left of this seed: its summary or `diverged.json`; None where it did not finish.
+
+    Raises `InputError` where the folder's run had other settings: figures of two experiments are not averaged.
+    """
+    for file in (place / "summary.json", place / "diverged.json"):
+        if not os.path.exists(file):
+            continue
+        outcome = read_outcome(file)
+        theirs = outcome["recipe"]
+        differ = [key for key, value in recipe.experiment().items() if value != theirs.get(key)]
+        if differ or theirs.get("seed") != recipe.seed or outcome["seed"] != recipe.seed:
+            raise InputError(f"{place}: a run with another {', '.join(differ) or 'seed'}: remove it, or name another folder with --out")
+        return outcome
+    return None
+
+
+def read_outcome(file: Path) -> dict:
+    """A seed's summary or `diverged.json`. Raises `InputError` where what `train_many` needs of it is not there, or of another kind."""
+    try:
+        outcome = json.loads(file.read_text(encoding="utf-8"))
+        needed = {"seed": int, "recipe": dict} | ({"diverged": str, "epoch": int, "step": int} if "diverged" in outcome else {"test_accuracy": float})
+        wrong = [key for key, kind in needed.items() if type(outcome[key]) is not kind]
+        json.dumps(outcome, allow_nan=False)  # it is written again, into the summary of all seeds
+        if wrong or not 0 <= outcome.get("test_accuracy", 0) <= 1:
+            raise ValueError(f"its {wrong[0] if wrong else 'test_accuracy'} is none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: not a run's summary ({reason(error)}): remove {file.parent}, or name another folder with --out") from None
+    return outcome
