@@ -77,7 +77,7 @@ def chart(points: list[Point], path: Path) -> None:
         for family, colour, name in ((True, FAMILY, "Tenfold's tiny nets"), (False, OTHERS, "other nets, same recipe and files")):
             some = [p for p in points if is_family(p.values["net"]) == family]
             for point in some:
-                draw(axes, point, cost, colour)
+                draw(axes, point, cost, colour, largest=point.values[cost] == max(p.values[cost] for p in points))
             axes.plot([], [], "o", color=colour, label=name)
         best = frontier(points, cost)
         axes.plot([p.values[cost] for p in best], [100 * p.accuracy.mean for p in best], color=FAMILY, lw=1, alpha=0.5, zorder=0)
@@ -96,12 +96,13 @@ def chart(points: list[Point], path: Path) -> None:
     save(path, figure)
 
 
-def draw(axes, point: Point, cost: str, colour: str) -> None:
-    """A dot with its interval, and its name."""
+def draw(axes, point: Point, cost: str, colour: str, largest: bool) -> None:
+    """A dot with its interval, and its name, which is on the right of the `largest` in any case: there is room."""
     reached = point.accuracy
     reach = {"yerr": 100 * (reached.high - reached.mean)} if reached.n > 1 else {}
     axes.errorbar(point.values[cost], 100 * reached.mean, fmt="o", ms=6, capsize=3, color=colour, **reach)
-    beside = {"xytext": (6, -10)} if is_family(point.values["net"]) else {"xytext": (-6, 5), "ha": "right"}  # nets of one size have both
+    family = is_family(point.values["net"])
+    beside = {"xytext": (6, -10)} if family or largest else {"xytext": (-6, 5), "ha": "right"}  # nets of one size have both
     axes.annotate(point.name, (point.values[cost], 100 * reached.mean), textcoords="offset points", fontsize=8, color=colour, **beside)
 
 

@@ -2,7 +2,7 @@
 
 3x3 conv, norm · stage · down · stage · down · stage · norm · global average pool · linear
 
-A stage is blocks of one width: depthwise 3x3, norm, 1x1 to twice the channels, gate, 1x1 back, beside a shortcut, times a learned
+A stage is blocks of one width: depthwise 3x3, layer norm over channels, 1x1 to twice the channels, gate, 1x1 back, beside a shortcut, times a learned
 scale for each channel that starts small. `down` is a 4x4 convolution of stride 2 in as many groups as the widths allow, and a norm:
 the even kernel covers the halved grid evenly, and groups make it cheap. `tiny10k.py` to `tiny300k.py` name the members.
 
@@ -26,7 +26,8 @@ class Block(nn.Module):
     def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1):
         super().__init__()
         self.look = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.norm, self.dropout = norm_of(norm, channels), nn.Dropout2d(dropout)
+        # of a pixel's channels, not of the batch: a product of two channels has outliers, by which a batch's statistics would shrink all other images
+        self.norm, self.dropout = norm_of("channel" if norm == "batch" else norm, channels), nn.Dropout2d(dropout)
         self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
         self.scale = nn.Parameter(torch.full((channels, 1, 1), scale))
 
