@@ -44,7 +44,8 @@ from train.jobs import attempt, earlier  # noqa: E402
 from train.machine import hardware  # noqa: E402
 from train.progressive import side  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
-from train.run import Kept, dataset_name, make_folder, split, tested_on  # noqa: E402
+from train.run import Kept, dataset_name, make_folder, tested_on  # noqa: E402
+from train.split import split  # noqa: E402
 
 
 def since_start() -> float:

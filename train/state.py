@@ -58,7 +58,10 @@ def taken(training: Training) -> dict:
 
 
 def put(training: Training, state: dict) -> None:
-    """Have a training go on from a state, in the tensors that it has: programs know them by address. Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` where it is none of its recipe's."""
+    """Have a training go on from a state, in the tensors that it has: programs know them by address.
+
+    Raises `KeyError`, `TypeError`, `ValueError` or `RuntimeError` where it is none of its recipe's.
+    """
     training.net.load_state_dict(state["net"])
     put_optimiser(training.optimiser, state["optimiser"])
     training.scaler.load_state_dict(state["scaler"])
