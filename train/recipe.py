@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
+from nets.layers import NORMS
 from pipelines.errors import InputError
 from pipelines.mixing import Mixing
 from pipelines.plan import FLIPS, PADDINGS, Policy
@@ -10,7 +11,6 @@ from pipelines.stage import Extra
 SCHEDULES = ("constant", "plateau", "step", "linear", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-NORMS = ("batch", "ghost", "group", "layer")
 OPTIMISERS = ("sgd", "adamw", "muon")
 VIEWS = (1, 2, 6)
 ASIDE = ("seed", "runs", "together", "sweep", "out", "data")  # what two runs of one experiment may differ in
