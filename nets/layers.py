@@ -5,6 +5,7 @@ Shapes: images_NCHW, and every feature map in between, in channels_last memory o
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 NORMS = ("batch", "ghost", "group", "layer", "channel")
 
@@ -97,6 +98,15 @@ class Residual(nn.Module):
         return images_NCHW + self.body(images_NCHW)
 
 
+def global_max(images_NCHW: torch.Tensor) -> torch.Tensor:
+    """The maximum of every channel, [N,C]; its gradient goes to the first pixel that has it.
+
+    Not AdaptiveMaxPool2d, whose gradient is not deterministic on a GPU. Not amax: compiled in half precision, its gradient looks for the maximum, which
+    was rounded, among values computed again that were not, finds it nowhere, and is 0 / 0.
+    """
+    return F.max_pool2d(images_NCHW, images_NCHW.shape[-2:]).flatten(1)
+
+
 class MaxHead(nn.Module):
     """Global max-pool, linear without bias, logits times `scale`: logits_NK from images_NCHW of any size.
 
@@ -109,5 +119,4 @@ class MaxHead(nn.Module):
         self.scale = scale
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        # amax, since the gradient of AdaptiveMaxPool2d is not deterministic on a GPU.
-        return self.linear(images_NCHW.amax((2, 3))) * self.scale
+        return self.linear(global_max(images_NCHW)) * self.scale

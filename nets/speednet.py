@@ -11,6 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from nets.layers import global_max
 from nets.layers import norm as norm_of
 
 
@@ -71,8 +72,8 @@ class Speednet(nn.Module):
         self.whitening.fit(images_NCHW)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        # amax over all that is left: 3x3 at 32 pixels, as the record's pool, and any size beside
-        return self.head(self.groups(nn.functional.silu(self.whitening(images_NCHW))).amax((2, 3))) * self.scale
+        # over all that is left: 3x3 at 32 pixels, as the record's pool, and any size beside
+        return self.head(global_max(self.groups(nn.functional.silu(self.whitening(images_NCHW))))) * self.scale
 
 
 def build(num_classes: int = 10, norm: str = "batch", dropout: float = 0.0, widths: tuple[int, ...] = (64, 256, 256)) -> nn.Module:

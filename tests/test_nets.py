@@ -17,6 +17,7 @@ LADDER = {"level1": 83_368, "level2": 203_624, "level3": 203_624, "level4": 96_4
 TINY = {"tiny10k": 9_738, "tiny25k": 24_314, "tiny50k": 49_554, "tiny83k": 82_570, "tiny100k": 99_482, "tiny200k": 199_634, "tiny300k": 299_794}
 BUDGETS = {"tiny83k": LADDER["level1"]} | {name: 1000 * int(name[4:-1]) for name in TINY if name != "tiny83k"}
 NAMES = nets.names()
+BUILDERS = ("level1", "quick", "speednet", "tiny10k")  # of each kind but `tiniest`, which compiles for minutes
 
 
 @pytest.fixture(autouse=True)
@@ -100,14 +101,14 @@ def test_gradient_reaches_every_parameter(name, kind):
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), key
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_in_bf16_are_those_in_float32(name):
-    """But for rounding: a library's kernel for one shape in half precision may be wrong, and training does not tell."""
+@pytest.mark.parametrize("name, compiled", [*((name, False) for name in NAMES), *((name, True) for name in BUILDERS)])
+def test_gradients_in_bf16_are_those_in_float32(name, compiled):
+    """But for rounding: a library's kernel for one shape in half precision may be wrong, or a compiler's sums, and training does not tell."""
     net, inputs, gradients = built(name, dropout=0.0), images(8), []
     for half in (False, True):
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = net(inputs)
+            logits = (torch.compile(net, dynamic=False) if half and compiled else net)(inputs)
         F.cross_entropy(logits.float(), torch.arange(8)).backward()
         gradients.append({key: p.grad.clone() for key, p in net.named_parameters() if p.requires_grad})
     whole = torch.cat([exact.flatten() for exact in gradients[0].values()]).norm()  # a part that is next to nothing of it is rounding alone
