@@ -11,8 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from nets.layers import global_max
-from nets.layers import norm as norm_of
+from nets.layers import global_max, norm as norm_of
 
 
 class Whitening(nn.Conv2d):
