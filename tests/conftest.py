@@ -1,7 +1,9 @@
 """Small stores for every test, and the real images where they lie beside the project."""
 
 import os
+import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 # Before torch is imported: OpenMP's threads that spin at every join make a busy machine's tests take twenty times as long.
@@ -13,8 +15,11 @@ os.environ["NUMBA_CACHE_DIR"] = COMPILED.name
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from makers import stored  # noqa: E402
 
+from pipelines.__main__ import main  # noqa: E402
 from pipelines.convert import convert, statistics  # noqa: E402
+from pipelines.errors import exit_code  # noqa: E402
 from pipelines.sources import find  # noqa: E402
 from pipelines.store import Store, write  # noqa: E402
 
@@ -60,6 +65,13 @@ def store(tmp_path_factory) -> Store:
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory) -> dict[str, Store]:
+    """A store of 8 and 4 images, 8x8, of each encoding."""
+    folder = tmp_path_factory.mktemp("small")
+    return {encoding: stored(folder / f"{encoding}.safetensors", encoding) for encoding in ("raw", "jpeg")}
+
+
+@pytest.fixture(scope="session")
 def run_folder(store, tmp_path_factory) -> Path:
     """A finished run: level1, two epochs over `store`. Copy it before changing it."""
     from train.recipe import Recipe
@@ -68,6 +80,29 @@ def run_folder(store, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
     train(Recipe(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32", data=str(store.path), out=str(out)), "", lambda *_: None)
     return out
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capfd):
+    """Run `convert SOURCE` on the command line; give its one line on stderr once all that must hold has held."""
+
+    def run(source, *words, encoding="raw"):
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        monkeypatch.setattr(sys, "argv", ["pipelines", "convert", str(source), str(out / "s.safetensors"), "--encoding", encoding])
+        capfd.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # as lines on stderr, which pytest would swallow
+            monkeypatch.setattr(warnings, "showwarning", lambda *a, **k: print("warning", a, file=sys.stderr))
+            code = exit_code(main)
+        printed = capfd.readouterr()
+        assert (code, printed.out, list(out.iterdir())) == (2, "", []), printed
+        assert printed.err.count("\n") == 1 and "Traceback" not in printed.err, printed.err
+        for word in words:
+            assert str(word) in printed.err
+        return printed.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ import fuzz_layouts as layouts
 import fuzz_mutations as spoilt
 import numpy as np
 import torch
+from makers import picture, python2_pickle
 from PIL import Image
-from test_sources import python2_pickle
 from torch import nn
 
 import nets
@@ -58,15 +58,11 @@ class Reader:
 # Good files, made once
 
 
-def pixels(seed: int, side: int = 8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
 @cache
 def image(kind: str, seed: int, mode: str = "RGB") -> bytes:
     options = {"TIFF": {"compression": (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")[seed % 4]}, "JPEG": {"progressive": seed % 2 == 1}}
     file = io.BytesIO()
-    Image.fromarray(pixels(seed, 32 if kind in OTHERS else 8)).convert(mode).save(file, kind, **options.get(kind, {}))
+    Image.fromarray(picture(seed, 32 if kind in OTHERS else 8)).convert(mode).save(file, kind, **options.get(kind, {}))
     return file.getvalue()
 
 

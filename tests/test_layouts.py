@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import scipy.io as io_of_scipy  # the writer, and so the oracle
-from test_sources import cifar100, encoded, gathered, images, picture, refused, write_folder, write_tar  # noqa: F401
+from makers import cifar100, encoded, gathered, images, picture, write_folder, write_tar
 
 from pipelines import data, matlab, svhn
 from pipelines.__main__ import main as pipelines_main
@@ -116,9 +116,9 @@ def tiny_imagenet(path, classes=("n02", "n01", "n03"), each=4, side=64):
     for k, name in enumerate(classes):
         files = {f"train/{name}/images/{name}_{i}.JPEG": encoded(np.full((side, side, 3), 60 * k + i, np.uint8), "JPEG") for i in range(each)}
         write_folder(path, files | {f"train/{name}/{name}_boxes.txt": b"x\t0\t0\t1\t1\n"})
-    write_folder(path, {f"val/images/val_{i}.JPEG": encoded(picture(side, i), "JPEG") for i in range(6)})
+    write_folder(path, {f"val/images/val_{i}.JPEG": encoded(picture(i, side), "JPEG") for i in range(6)})
     lines = "".join(f"val_{i}.JPEG\t{sorted(classes)[i % 3]}\t0\t32\t44\t62\n" for i in range(6))
-    write_folder(path, {"val/val_annotations.txt": lines.encode(), "test/images/test_0.JPEG": encoded(picture(side), "JPEG")})
+    write_folder(path, {"val/val_annotations.txt": lines.encode(), "test/images/test_0.JPEG": encoded(picture(side=side), "JPEG")})
     write_folder(path, {"words.txt": "".join(f"{a}\t{b}\n" for a, b in word.items()).encode(), "wnids.txt": "\n".join(classes).encode()})
     return path
 
@@ -152,7 +152,7 @@ def test_bad_annotations_are_one_line(case, tmp_path, refused):  # noqa: F811
 
 
 def test_class_folders_without_a_split_are_split_the_same_way_each_time(tmp_path, capsys):
-    write_folder(tmp_path / "pets", images(each=11) | {"ant/more/x.png": encoded(picture(8, 99)), ".git/y.png": b"no image", "notes.txt": b"x"})
+    write_folder(tmp_path / "pets", images(each=11) | {"ant/more/x.png": encoded(picture(99)), ".git/y.png": b"no image", "notes.txt": b"x"})
     source = find(tmp_path / "pets")
     assert {split: count for split, (count, _) in source.splits.items()} == {"train": 19, "test": 4} and "one in 5" in source.note and "held out" in source.name
     where = {split: {item.where for item in items()} for split, (_, items) in source.splits.items()}
@@ -250,7 +250,7 @@ def test_every_layout_trains_with_the_same_command(kind, tmp_path, capsys, monke
     assert (model.height, model.width, len(model.classes)) == (size, size, classes)
     said = capsys.readouterr().out
     assert "steps in all are few" in said and {"cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet", "pictures": "held out"}[kind] in said
-    (tmp_path / "a.png").write_bytes(encoded(picture(40)))
+    (tmp_path / "a.png").write_bytes(encoded(picture(side=40)))
     predict.main([str(tmp_path / "out"), str(tmp_path / "a.png")])
     answer = capsys.readouterr().out
     assert any(name in answer for name in model.classes)
