@@ -1,7 +1,7 @@
 """python tests/fuzz.py --cases N --seed S --json FILE: bad input for every reader, by the thousand.
 
 A case is a function of (seed, case number): a reader, good files of its kind, and what is done to them (`fuzz_readers.py`,
-`fuzz_mutations.py`). It must end in an `InputError`, one line that names what was read ("refused"), or in what the file says
+`fuzz_mutations.py`, `fuzz_archives.py`). It must end in an `InputError`, one line that names what was read ("refused"), or in what the file says
 ("read"). Everything else is a fault:
 
     exception   any other exception             touched   a process, a socket, or a file outside the target

@@ -18,6 +18,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 
+import fuzz_archives as archives
 import fuzz_layouts as layouts
 import fuzz_mutations as spoilt
 import numpy as np
@@ -228,13 +229,13 @@ def packed(rng: Random, how: str, data: bytes) -> tuple[str, dict[str, bytes]]:
     """A tar, compressed or not, spoilt before or after it is packed where `how` says so."""
     ending = rng.choice(("", "", "", ".gz", ".xz", ".bz2"))
     if how == "tar":
-        data = spoilt.tar(rng, data)
+        data = archives.tar(rng, data)
     if how == "bomb":
         if rng.random() < 0.9:  # dear: most of them lie about a size instead
             return "tar", packed(rng, "tar", data)[1]
         ending = rng.choice((".gz", ".xz", ".bz2"))
-        return how, {f"a.tar{ending}": spoilt.bomb(rng, data, ending)}
-    data = spoilt.PACKERS[ending](data)
+        return how, {f"a.tar{ending}": archives.bomb(rng, data, ending)}
+    data = archives.PACKERS[ending](data)
     if how == "bytes of the tar":
         data = spoilt.spoil(rng, data)
     return how, {f"a.tar{ending}": data}
@@ -342,7 +343,7 @@ def make_checkpoint(rng: Random) -> tuple[str, dict[str, bytes]]:
     how = rng.choice(("records", "records", "bytes", "old"))
     if how == "old":  # the pickle alone, which is what checkpoints were before they were archives
         return how, {"checkpoint.pt": spoilt.pickled(rng, pickle.dumps({"epoch": 1, "net": {}}, 2))}
-    return how, {"checkpoint.pt": spoilt.zipped(rng, data) if how == "records" else spoilt.spoil(rng, data)}
+    return how, {"checkpoint.pt": archives.zipped(rng, data) if how == "records" else spoilt.spoil(rng, data)}
 
 
 def read_checkpoint(folder: Path) -> None:

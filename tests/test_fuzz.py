@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import fuzz
+import fuzz_archives as archives
 import fuzz_mutations as spoilt
 import pytest
 import torch
@@ -90,7 +91,7 @@ def repacked(changes: dict[str, bytes], kind=zipfile.ZIP_STORED) -> bytes:
     """The good checkpoint with other records."""
     with zipfile.ZipFile(io.BytesIO(GOOD["checkpoint.pt"])) as old:
         records = {name: old.read(name) for name in old.namelist()}
-    return spoilt._zip(list((records | {f"checkpoint/{name}": data for name, data in changes.items()}).items()), kind)
+    return archives.zip_of(list((records | {f"checkpoint/{name}": data for name, data in changes.items()}).items()), kind)
 
 
 def test_pickles_cost_what_their_bytes_justify():
@@ -137,7 +138,7 @@ def test_damaged_checkpoints(tmp_path):
     for data in (
         b"not a checkpoint",
         repacked({"data.pkl": b"\x80\x02}."}, zipfile.ZIP_DEFLATED),  # packed records may swell
-        spoilt._swollen([("checkpoint/data.pkl", b"\x80\x02}.")], 0),
+        archives.swollen([("checkpoint/data.pkl", b"\x80\x02}.")], 0),
         repacked({"data/0": b"\0" * 8}),
         repacked({"byteorder": b"big"}),
         repacked({"data.pkl": tensor}),  # two billion values in a storage of 108
@@ -209,10 +210,10 @@ def test_tars_that_turn_in_a_circle_or_swell(tmp_path):
             header[124:136] = b"\xff" * 4 + (size % (1 << 64)).to_bytes(8, "big")
         if kind == tarfile.GNUTYPE_SPARSE:
             header[483:495] = b"%011o\0" % (2 * 10**9)
-        return spoilt._summed(header) + content + bytes(-len(content) % 512)
+        return archives.summed(header) + content + bytes(-len(content) % 512)
 
     def record(text: str) -> bytes:
-        return member(tarfile.XHDTYPE, len(spoilt._record(text)), spoilt._record(text))
+        return member(tarfile.XHDTYPE, len(archives.pax_record(text)), archives.pax_record(text))
 
     for extra in (
         member(tarfile.REGTYPE, -512),
@@ -228,7 +229,7 @@ def test_tars_that_turn_in_a_circle_or_swell(tmp_path):
     for kind in ("in a member", "behind the end", "members", "names"):
         chosen = type("Chosen", (), {"choice": lambda self, options, kind=kind: kind if kind in options else options[-1]})()
         for ending in (".xz", ".bz2"):
-            path = written(tmp_path / f"a.tar{ending}", spoilt.bomb(chosen, good, ending))
+            path = written(tmp_path / f"a.tar{ending}", archives.bomb(chosen, good, ending))
             if kind == "behind the end":
                 find(path)  # reads through it, and keeps nothing
             else:
@@ -237,15 +238,15 @@ def test_tars_that_turn_in_a_circle_or_swell(tmp_path):
 
 def test_extended_records_are_searched_once(tmp_path):
     """A run of digits, which Pythons before 3.11.10 and 3.12.6 search in the square of its length; and what such records say is heeded."""
-    good, long = tar_of(picture_files("PNG")), spoilt._record("comment=" + "1" * 60_000 + "\n")
+    good, long = tar_of(picture_files("PNG")), archives.pax_record("comment=" + "1" * 60_000 + "\n")
     block = header(tarfile.XHDTYPE, len(long)) + long + bytes(-len(long) % 512)
     assert find(written(tmp_path / "a.tar", block * 100 + good)).splits["train"][0] == 4
     for record, words in (("path=../ran", "leads outside"), ("size=0", "not a whole tar"), ("size=x", "not a whole tar")):
-        lie = spoilt._record(record + "\n")
+        lie = archives.pax_record(record + "\n")
         refused(find, written(tmp_path / "a.tar", header(tarfile.XHDTYPE, len(lie)) + lie.ljust(512, b"\0") + good), words)
     for text in (b"0 a=b\n", b"5 a=b", b"6 a=b\n0 a=b\n", b"3 a=b\n", b"6 =ab\n", b"a=b\n"):
         refused(find, written(tmp_path / "a.tar", header(tarfile.XHDTYPE, len(text)) + text.ljust(512, b"\0") + good), "not a whole tar")
-    everywhere = spoilt._record("path=one\n")
+    everywhere = archives.pax_record("path=one\n")
     refused(find, written(tmp_path / "a.tar", header(tarfile.XGLTYPE, len(everywhere)) + everywhere.ljust(512, b"\0") + good), "not a whole tar")
 
 
