@@ -2,9 +2,9 @@
 
     python -m benchmarks gpu --out DIR --minutes M [--data PATH]
 
-First the GPU tests, then the benchmarks, the most telling first (`steps`); each result is in DIR as soon as it is
+First the GPU tests, then the benchmarks, the most telling first (`ENTRIES`); each result is in DIR as soon as it is
 known, and DIR/summary.md says how far it is. It ends inside M minutes. Called again with the same DIR on the same
-commit, it goes on where it stopped (`steps.py` says what that means). A further benchmark joins by one entry below.
+commit, it goes on where it stopped (`steps.py` says what that means). A further benchmark joins by one entry of `ENTRIES`.
 
 Charts want matplotlib and the tests pytest, hypothesis and psutil; where they are missing these parts are left out
 with that reason. DALI and FFCV are rows that say "not installed". `--device cpu --quick` tries the whole machinery on
@@ -17,6 +17,7 @@ import importlib.util
 import json
 import signal
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,102 +30,130 @@ NEEDED = {"numpy": "numpy", "numba": "numba", "safetensors": "safetensors", "tor
 PYTHON = sys.executable
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A benchmark of the list, in full and with tiny sizes.
+
+    module, full, quick  the command: python -m module, then the flags of one of the two
+    writes               flag → the file in the results' folder that it names
+    charts               the same, where there is matplotlib
+    """
+
+    name: str
+    asks: str
+    module: str
+    full: str
+    quick: str
+    writes: dict[str, str]
+    result: str
+    most: float
+    least: float = 60.0
+    charts: dict[str, str] = field(default_factory=dict)
+
+
+TINY = "--limit 128 --batch-size 16"
+FEW = f"{TINY} --pipelines resident torchvision"
+ENTRIES = (
+    Entry(
+        "loaders",
+        "How many images a second does each loader give, beside a plain copy?",
+        "benchmarks.loaders",
+        full="--batch-sizes 512 5000 50000 --dtypes float16",
+        quick="--batch-sizes 64 --dtypes float32 --limit 128 --passes 1 --only resident reference",
+        writes={"--json": "loaders.json"},
+        charts={"--chart": "loaders.png"},
+        result="loaders.json",
+        most=480,
+    ),
+    Entry(
+        "breakdown",
+        "Where does a training step's time go, through each pipeline?",
+        "benchmarks.breakdown",
+        full="--net quick --steps 0",
+        quick=f"--steps 2 --first 1 --rounds 1 {FEW}",
+        writes={"--json": "breakdown.json"},
+        charts={"--chart": "breakdown.png"},
+        result="breakdown.json",
+        most=300,
+    ),
+    Entry(
+        "epoch_time",
+        "How long does an epoch of the full set take through each pipeline?",
+        "benchmarks.epoch_time",
+        full="--net quick --epochs 5",
+        quick=f"--epochs 2 --passes 1 {FEW}",
+        writes={"--json": "epoch_time.json"},
+        charts={"--chart": "epoch_time.png"},
+        result="epoch_time.json",
+        most=400,
+    ),
+    Entry(
+        "speed",
+        "How many seconds to which accuracy, beside the speed records' scripts?",
+        "benchmarks.time_to_accuracy",
+        full="speed --runs 10",
+        quick="level1 --epochs 1 --limit 128 --runs 2",
+        writes={"--out": "speed"},
+        result="speed/result.json",
+        most=600,
+    ),
+    Entry(
+        "together",
+        "How many trainings of a tiny net an hour, one at a time and eight as one program?",
+        "benchmarks.together",
+        full="modern --net tiny83k --compiled --steps 100",
+        quick=f"modern --net tiny83k --steps 2 --passes 1 {TINY}",
+        writes={"--json": "together.json"},
+        result="together.json",
+        most=300,
+    ),
+    Entry(
+        "training",
+        "How accurate is the default recipe, and how long does it take?",
+        "train",
+        full="default",
+        quick="level1 --epochs 1 --limit 128",
+        writes={"--out": "training"},
+        result="training/summary.json",
+        least=30,
+        most=300,
+    ),
+)
+PEER_SECONDS = 300  # more for `speed`: a record's script compiles for minutes
+
+
 def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, ...] = ()) -> list[Step]:
     """The list, in the order in which it is run. folder: where results go; data: as `--data` everywhere; peers: scripts."""
-    common = ("--data", data, "--device", device)
-    charts = bool(importlib.util.find_spec("matplotlib"))
+    first = Step(
+        "machine",
+        (PYTHON, "-m", "benchmarks.gpu", data, device, str(folder / "machine.json")),
+        "What is measured on, and with which data?",
+        "machine.json",
+        most=300,  # the data may have to be downloaded and converted
+    )
+    tests = Step(
+        "tests",
+        (PYTHON, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml", str(folder / "tests.xml"), "tests"),
+        "Do the GPU's kernels and loaders give the reference's pixels?",
+        "tests.xml",
+        least=20,
+        most=300,
+        needs=("pytest", "hypothesis", "psutil"),
+        skip="" if device == "cuda" else "the tests marked gpu need a CUDA device",
+    )
+    drawn = bool(importlib.util.find_spec("matplotlib"))
 
-    def benchmark(module: str, name: str, *flags: str) -> tuple[str, ...]:
-        drawn = ("--chart", str(folder / f"{name}.png")) if charts else ()
-        return (PYTHON, "-m", f"benchmarks.{module}", *common, *flags, "--json", str(folder / f"{name}.json"), *drawn)
+    def benchmark(entry: Entry) -> Step:
+        files = entry.writes | (entry.charts if drawn else {})
+        written = (word for flag, name in files.items() for word in (flag, str(folder / name)))
+        command = (PYTHON, "-m", entry.module, *(entry.quick if quick else entry.full).split(), "--data", data, "--device", device, *written)
+        most = entry.most
+        if entry.name == "speed" and peers:
+            command += ("--target", "peer", *(word for script in peers for word in ("--peer", script)))
+            most += PEER_SECONDS * len(peers)
+        return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after="machine")
 
-    small = ("--limit", "128", "--batch-size", "16", "--pipelines", "resident", "torchvision") if quick else ()
-    if quick:
-        loaders = ("--batch-sizes", "64", "--dtypes", "float32", "--limit", "128", "--passes", "1", "--only", "resident", "reference")
-    else:
-        loaders = ("--batch-sizes", "512", "5000", "50000", "--dtypes", "float16")
-    breakdown = ("--steps", "2", "--first", "1", "--rounds", "1") if quick else ("--net", "quick", "--steps", "0")
-    epochs = ("--epochs", "2", "--passes", "1") if quick else ("--net", "quick", "--epochs", "5")
-    training = ("level1", "--epochs", "1", "--limit", "128") if quick else ("default",)
-    seconds = ("level1", "--epochs", "1", "--limit", "128", "--runs", "2") if quick else ("speed", "--runs", "10")
-    beside = (*(("--target", "peer") if peers else ()), *(flag for script in peers for flag in ("--peer", script)))
-    raced = (PYTHON, "-m", "benchmarks.time_to_accuracy", *seconds, *common, "--out", str(folder / "speed"), *beside)
-    many = ("--steps", "2", "--passes", "1", "--batch-size", "16", "--limit", "128") if quick else ("--compiled", "--steps", "100")
-    many = (PYTHON, "-m", "benchmarks.together", "modern", *common, "--net", "tiny83k", *many, "--json", str(folder / "together.json"))
-    trained = (PYTHON, "-m", "train", *training, *common, "--out", str(folder / "training"))
-    return [
-        Step(
-            "machine",
-            (PYTHON, "-m", "benchmarks.gpu", data, device, str(folder / "machine.json")),
-            "What is measured on, and with which data?",
-            "machine.json",
-            most=300,  # the data may have to be downloaded and converted
-        ),
-        Step(
-            "tests",
-            (PYTHON, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--junit-xml", str(folder / "tests.xml"), "tests"),
-            "Do the GPU's kernels and loaders give the reference's pixels?",
-            "tests.xml",
-            least=20,
-            most=300,
-            needs=("pytest", "hypothesis", "psutil"),
-            skip="" if device == "cuda" else "the tests marked gpu need a CUDA device",
-        ),
-        Step(
-            "loaders",
-            benchmark("loaders", "loaders", *loaders),
-            "How many images a second does each loader give, beside a plain copy?",
-            "loaders.json",
-            least=0 if quick else 60,
-            most=480,
-            after="machine",
-        ),
-        Step(
-            "breakdown",
-            benchmark("breakdown", "breakdown", *breakdown, *small),
-            "Where does a training step's time go, through each pipeline?",
-            "breakdown.json",
-            least=0 if quick else 60,
-            most=300,
-            after="machine",
-        ),
-        Step(
-            "epoch_time",
-            benchmark("epoch_time", "epoch_time", *epochs, *small),
-            "How long does an epoch of the full set take through each pipeline?",
-            "epoch_time.json",
-            least=0 if quick else 60,
-            most=400,
-            after="machine",
-        ),
-        Step(
-            "speed",
-            raced,
-            "How many seconds to which accuracy, beside the speed records' scripts?",
-            "speed/result.json",
-            least=0 if quick else 60,
-            most=600 + 300 * len(peers),  # each compiles for minutes
-            after="machine",
-        ),
-        Step(
-            "together",
-            many,
-            "How many trainings of a tiny net an hour, one at a time and eight as one program?",
-            "together.json",
-            least=0 if quick else 60,
-            most=300,
-            after="machine",
-        ),
-        Step(
-            "training",
-            trained,
-            "How accurate is the default recipe, and how long does it take?",
-            "training/summary.json",
-            least=0 if quick else 30,
-            most=300,
-            after="machine",
-        ),
-    ]
+    return [first, tests, *map(benchmark, ENTRIES)]
 
 
 def machine(data: str, device: str, file: str) -> None:
