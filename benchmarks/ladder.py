@@ -30,6 +30,11 @@ CHANGES = {  # of level 3, one at a time
     "no dropout": {"net": "level2"},
     "no augmentation": {"affine_p": 0.0, "erase_p": 0.0},
 }
+FINDINGS = {
+    "by heart": "The net has learnt its images by heart; every pass shows it the same pixels, and nothing in the recipe speaks against that.",
+    "too hard": "It does worse on what it is shown than on plain images: what is shown is too hard for it, and the net is short of training, not of restraint.",
+}
+AGAIN = {"by heart": "By heart, again.", "too hard": "Too hard, again, for the time that it has."}
 HEADER = ["training", "test accuracy", "sd; 95% interval", "train accuracy", "runs", "gap", "author's best, original pixels"]
 
 
@@ -71,7 +76,9 @@ def chart(points: dict[str, Point], path: Path) -> None:
                 axes.plot(
                     [line["epoch"] for line in lines], reached, style, color=colour, lw=1.5, label=f"{kind.removeprefix('its ')}, {split} {reached[-1]:.1f}%"
                 )
-        axes.set(xlabel="epoch", title=level)
+        size = next(p.values["parameters"] for title, p in points.items() if title.startswith(f"{level},"))
+        axes.set(xlabel="epoch", title=f"{level}, {size:,} parameters")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -81,23 +88,21 @@ def chart(points: dict[str, Point], path: Path) -> None:
 
 def told(points: dict[str, Point]) -> list[str]:
     """What the figures say, a paragraph a finding, with the figures in it."""
-    said = []
+    said, explained = [], set()
     for title, point in points.items():
         level, _, kind = title.partition(", ")
         modern = points.get(f"{level}, modern recipe")
         train, test = 100 * point.values["train_accuracy"], 100 * point.accuracy.mean
         if kind != "its author's recipe":
             continue
-        gap = f"{level}: the author's recipe ends at {train:.1f}% on the images that it trains on and {test:.1f}% on the test images"
-        if train > test + 5:
-            gap += ". The net has learnt its images by heart; every pass shows it the same pixels, and nothing in the recipe speaks against that"
-        elif train < test:
-            gap += (
-                ". It does worse on what it is shown than on plain images: what is shown is too hard for it, and the net is short of training, not of restraint"
-            )
+        gap = f"{level.capitalize()}: the author's recipe ends at {train:.1f}% on the images that it trains on and {test:.1f}% on the test images."
+        finding = "by heart" if train > test + 5 else "too hard" if train < test else ""
+        if finding:
+            gap += f" {(AGAIN if finding in explained else FINDINGS)[finding]}"
+            explained.add(finding)
         if modern:
-            gap += f". The same net by the modern recipe reaches {100 * modern.accuracy.mean:.1f}%, {100 * modern.accuracy.mean - test:+.1f} points"
-        said.append(gap + ".")
+            gap += f" The same net by the modern recipe reaches {100 * modern.accuracy.mean:.1f}%, {100 * modern.accuracy.mean - test:+.1f} points."
+        said.append(gap)
     base = points.get("level 3, its author's recipe")
     for name in CHANGES if base else ():
         if point := points.get(f"level 3, {name}"):
