@@ -19,7 +19,7 @@ from train import figures, page, report, result
 from train.charts import Line, chart, thinned, ticks
 from train.evaluate import Outcome
 from train.gallery import explained, mistakes, seen, sheet, sheet_of, tinted
-from train.gradcam import heat
+from train.gradcam import heat, last_map
 from train.recipe import Recipe
 from train.runs import train
 
@@ -170,6 +170,12 @@ def test_grad_cam_of_every_kind_of_net(name):
     torch.manual_seed(0)
     maps = heat(nets.load(name, 10).eval(), torch.randn(3, 3, 32, 32), torch.tensor([1, 2, 3]))
     assert maps.shape == (3, 32, 32) and torch.isfinite(maps).all() and maps.min() >= 0 and maps.max() <= 1
+
+
+@pytest.mark.parametrize("name, side", [("level1", 4), ("level4", 4), ("tiny10k", 8)])
+def test_grad_cam_looks_at_a_map_of_at_least_four_pixels_a_side(name, side):
+    features, gradients = last_map(nets.load(name, 10).eval(), torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))
+    assert features.shape == gradients.shape and features.shape[-2:] == (side, side)
 
 
 def test_a_net_without_feature_maps_is_refused():

@@ -239,6 +239,8 @@ def test_the_words_of_a_recipe_give_it_again(monkeypatch):
     assert asked("level1", replace(recipes.level1(), epochs=3)) == ["level1", "--epochs", "3"]
     monkeypatch.setattr(sys, "argv", ["train", "--epochs", "3"])
     assert asked("default", Recipe()) == ["--epochs", "3"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/pareto.py", "modern", "--nets", "tiny10k"])
+    assert asked("tiny10k", replace(recipes.modern(), net="tiny10k", epochs=3)) == ["modern", "--net", "tiny10k", "--epochs", "3"]
 
 
 # Recipes, schedules, optimiser

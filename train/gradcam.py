@@ -9,6 +9,8 @@ from torch import nn
 
 from pipelines.errors import InputError
 
+SIDE = 4  # pixels: spread over an image, 2x2 of them say hardly more than that something in it speaks for the class
+
 
 def heat(net: nn.Module, images_NCHW: torch.Tensor, classes_N: torch.Tensor) -> torch.Tensor:
     """float32[N,H,W]: what speaks for class `classes_N[i]` (int64) in image i, 1 where it does most; 0 where nothing does.
@@ -25,8 +27,8 @@ def heat(net: nn.Module, images_NCHW: torch.Tensor, classes_N: torch.Tensor) -> 
 
 
 def last_map(net: nn.Module, images_NCHW: torch.Tensor, classes_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(features, gradients) float32[N,K,h,w]: the last map of more than one pixel, whatever layer made it, and the
-    gradient of each image's logit with respect to it. `net` is in evaluation mode: the images do not mix."""
+    """(features, gradients) float32[N,K,h,w]: the last map of at least 4x4 pixels, whatever layer made it (or the last of more than one, where
+    there is none), and the gradient of each image's logit with respect to it. `net` is in evaluation mode: the images do not mix."""
     outputs = []
 
     def keep(module, inputs, output):
@@ -43,5 +45,6 @@ def last_map(net: nn.Module, images_NCHW: torch.Tensor, classes_N: torch.Tensor)
     chosen = logits.gather(1, classes_N[:, None]).sum()
     if not outputs:
         raise InputError("Grad-CAM looks at feature maps, and this net has none of more than one pixel")
-    (gradients,) = torch.autograd.grad(chosen, outputs[-1])
-    return outputs[-1].detach().float(), gradients.float()
+    features = next((output for output in reversed(outputs) if min(output.shape[-2:]) >= SIDE), outputs[-1])
+    (gradients,) = torch.autograd.grad(chosen, features)
+    return features.detach().float(), gradients.float()

@@ -229,9 +229,13 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
 
 
 def asked(name: str, recipe: Recipe) -> list[str]:
-    """The words of the command line; where it goes on with a run, those that train it again from the start."""
-    given = sys.argv[1:]
-    return words(name, recipe, named()) if any(word.split("=")[0] == "--resume" for word in given) else given
+    """The words of the command line; where that goes on with a run, or is another program's, those that train it again from the start."""
+    program, given = Path(sys.argv[0]), sys.argv[1:]
+    resumed = any(word.split("=")[0] == "--resume" for word in given)
+    if "train" in (program.name, program.parent.name) and not resumed:
+        return given
+    made = named()
+    return words(name, recipe, made) if name in made else min((words(other, recipe, made) for other in made), key=len)
 
 
 def tested_on(recipe: Recipe) -> str:
