@@ -76,10 +76,16 @@ def differing(runs: list[Run]) -> list[tuple[str, ...]]:
     return [row for row in rows if len(set(row[1:]) - {""}) > 1]
 
 
+def tested(runs: list[Run]) -> str:
+    """What the accuracies are of, in one line: the images of each run, once where they are the same."""
+    each = dict.fromkeys(f"{run.summary['data']['name']}, {run.summary.get('tested_on', 'test')}" for run in runs)
+    return f"Accuracy on {' and on '.join(each)}; of the last epoch."
+
+
 def warning(runs: list[Run]) -> str:
     """A line where the accuracies are not of the same images, else ""."""
-    tested = {(run.summary["data"]["name"], str(run.summary["data"].get("sha256", {}).get("test.images")), run.summary.get("tested_on")) for run in runs}
-    return "note: these runs were not tested on the same images: their accuracies cannot be compared" if len(tested) > 1 else ""
+    images = {(run.summary["data"]["name"], str(run.summary["data"].get("sha256", {}).get("test.images")), run.summary.get("tested_on")) for run in runs}
+    return "note: these runs were not tested on the same images: their accuracies cannot be compared" if len(images) > 1 else ""
 
 
 def lost(run: Run) -> str:
@@ -93,7 +99,7 @@ def text(runs: list[Run]) -> str:
     rows = differing(runs)
     found = aligned(("setting", *(run.name for run in runs)), rows, left=len(runs) + 1) if rows else "All settings are the same."
     notes = [note for note in (warning(runs), *map(lost, runs)) if note]
-    printed = "\n".join([aligned(HEAD, [run.row() for run in runs]), "", found, *([""] if notes else []), *notes])
+    printed = "\n".join([aligned(HEAD, [run.row() for run in runs]), "", tested(runs), "", found, *([""] if notes else []), *notes])
     return "\n".join(plain(line).rstrip() for line in printed.splitlines())
 
 
@@ -128,7 +134,7 @@ def html(runs: list[Run]) -> str:
     found = table(["setting", *(run.name for run in runs)], rows) if rows else "<p>All settings are the same.</p>"
     commands = "".join(f"<pre>{escape(run.summary.get('command', ''))}</pre>" for run in runs)
     parts = [
-        f"<h1>{len(runs)} runs side by side</h1>{notes}",
+        f"<h1>{len(runs)} runs side by side</h1><p>{escape(tested(runs))}</p>{notes}",
         table(list(HEAD), [[f"{cell:,}" if isinstance(cell, int) else cell for cell in run.row()] for run in runs]),
         f"<h2>Curves</h2>{curves(runs)}<h2>Settings that differ</h2>{found}<h2>To repeat them</h2>{commands}",
     ]
