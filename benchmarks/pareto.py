@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
 import nets  # noqa: E402
+from benchmarks.labels import Label, place  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
@@ -73,16 +74,15 @@ def chart(points: list[Point], path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullLocator  # here: there may be no matplotlib
 
     figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    labels = []
     for axes, cost, label in zip(panels, ("parameters", "macs"), ("trainable parameters", "multiply-adds an image")):
-        for family, colour, name in ((True, FAMILY, "Tenfold's tiny nets"), (False, OTHERS, "other nets, same recipe and files")):
-            some = [p for p in points if is_family(p.values["net"]) == family]
-            for point in some:
-                draw(axes, point, cost, colour, largest=point.values[cost] == max(p.values[cost] for p in points))
+        labels.append([draw(axes, point, cost, FAMILY if is_family(point.values["net"]) else OTHERS) for point in points])
+        for colour, name in ((FAMILY, "Tenfold's tiny nets"), (OTHERS, "other nets, same recipe and files")):
             axes.plot([], [], "o", color=colour, label=name)
         best = frontier(points, cost)
         axes.plot([p.values[cost] for p in best], [100 * p.accuracy.mean for p in best], color=FAMILY, lw=1, alpha=0.5, zorder=0)
         if cost == "parameters":
-            published(axes, points)
+            labels[-1] += published(axes, points)
         axes.set(xscale="log", xlabel=f"{label}, log scale")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -93,26 +93,25 @@ def chart(points: list[Point], path: Path) -> None:
     panels[0].set_ylabel("test accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(about(points), fontsize=10)
+    for axes, some in zip(panels, labels):
+        place(axes, some)
     save(path, figure)
 
 
-def draw(axes, point: Point, cost: str, colour: str, largest: bool) -> None:
-    """A dot with its interval, and its name, which is on the right of the `largest` in any case: there is room."""
+def draw(axes, point: Point, cost: str, colour: str) -> Label:
+    """A dot with its interval; gives back its name."""
     reached = point.accuracy
     reach = {"yerr": 100 * (reached.high - reached.mean)} if reached.n > 1 else {}
     axes.errorbar(point.values[cost], 100 * reached.mean, fmt="o", ms=6, capsize=3, color=colour, **reach)
-    family = is_family(point.values["net"])
-    beside = {"xytext": (6, -10)} if family or largest else {"xytext": (-6, 5), "ha": "right"}  # nets of one size have both
-    axes.annotate(point.name, (point.values[cost], 100 * reached.mean), textcoords="offset points", fontsize=8, color=colour, **beside)
+    return Label(point.name, point.values[cost], 100 * reached.mean, colour)
 
 
-def published(axes, points: list[Point]) -> None:
-    """The field's figures between the smallest and the largest of ours, and somewhat beyond."""
+def published(axes, points: list[Point]) -> list[Label]:
+    """The field's figures between the smallest and the largest of ours, and somewhat beyond; gives back their names."""
     sizes = [p.values["parameters"] for p in points]
     some = [one for one in FIELD if min(sizes) / 2 <= one.parameters <= 2 * max(sizes)]
     axes.plot([one.parameters for one in some], [100 * one.accuracy for one in some], "o", mfc="none", color=PUBLISHED, label="published, on original pixels")
-    for one in some:
-        axes.annotate(one.who, (one.parameters, 100 * one.accuracy), (0, 7), textcoords="offset points", fontsize=7, color=PUBLISHED, ha="center")
+    return [Label(one.who, one.parameters, 100 * one.accuracy, PUBLISHED, 7) for one in some]
 
 
 def report(points: list[Point], out: Path) -> str:

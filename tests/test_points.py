@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from benchmarks import ladder, pareto, points, together
+from benchmarks.labels import Label, place
 from pipelines.errors import InputError
 from train import report
 from train.interval import Interval
@@ -63,6 +64,21 @@ class Dot:
 def test_the_frontier_has_what_no_other_beats():
     dots = [Dot({"parameters": size}, Interval.of([a])) for size, a in ((30, 0.9), (10, 0.5), (20, 0.4), (10, 0.3), (40, 0.9))]
     assert [(d.values["parameters"], d.accuracy.mean) for d in pareto.frontier(dots, "parameters")] == [(10, 0.5), (30, 0.9)]
+
+
+def test_names_in_the_picture_cover_neither_one_another_nor_the_dots():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = plt.subplots(figsize=(4, 3))
+    dots = [(0.0, 0.0), (0.5, 0.5), (0.52, 0.52), (0.55, 0.48), (1.0, 1.0)]
+    axes.plot(*zip(*dots), "o")
+    place(axes, [Label(f"net {i}", x, y, "red") for i, (x, y) in enumerate(dots)])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 5
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert not any(box.contains(*axes.transData.transform(dot)) for dot in dots)
+        assert axes.get_window_extent().containsx(box.x0) and axes.get_window_extent().containsx(box.x1)
+    plt.close(figure)
 
 
 def test_ladder_sets_the_recipes_side_by_side(store, tmp_path, trained):
