@@ -32,7 +32,8 @@ from random import Random
 sys.dont_write_bytecode = True  # a late import writes nothing
 
 import torch  # noqa: E402
-from fuzz_readers import READERS, prepare  # noqa: E402
+from fuzz_good import prepare  # noqa: E402
+from fuzz_readers import READERS  # noqa: E402
 
 from pipelines.errors import InputError  # noqa: E402
 

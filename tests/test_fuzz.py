@@ -15,7 +15,8 @@ import fuzz_archives as archives
 import fuzz_mutations as spoilt
 import pytest
 import torch
-from fuzz_readers import GOOD, READERS, RECIPE, good_cases, image, net, official_files, picture_files, prepare, tar_of
+from fuzz_good import GOOD, RECIPE, image, net, official_files, picture_files, prepare, tar_of
+from fuzz_readers import READERS, good_cases
 from safetensors.torch import save_file
 
 from pipelines.convert import convert
