@@ -30,7 +30,8 @@ def precision_of(recipe: Recipe, device: torch.device) -> str:
 def keep_memory(device: torch.device) -> None:
     """On a processor, have this process keep the memory that a step frees, for the next one.
 
-    glibc hands large blocks back to the system, which clears every page again when the next step asks for them: 3 to 14% of a training.
+    glibc hands large blocks back to the system, which clears every page again when the next step asks for them: 5 to 19% of
+    the processor's time in short trainings (`benchmarks/LOG.md`).
     Another C library is left as it is. Source: mallopt(3).
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
