@@ -13,10 +13,13 @@ def side(epoch: int, epochs: int, first: int, full: int, grown: float) -> int:
     """The side in `epoch` (from 0), pixels: `first` at the start, in multiples of 4 up to `full`, kept from the share
     `grown` of the epochs on. `first` 0, or not below `full`, means always full."""
     until = grown * epochs
-    if not 0 < first < full or epoch >= until:
-        return full
-    sides = range(first, full, STEP)
-    return sides[int(epoch / until * len(sides))]
+    growing = sides(first, full, grown)[:-1]
+    return growing[int(epoch / until * len(growing))] if growing and epoch < until else full
+
+
+def sides(first: int, full: int, grown: float) -> list[int]:
+    """The sides that a training has, pixels, the smallest first; a short one may leave some out."""
+    return [*range(first, full, STEP), full] if 0 < first < full and grown > 0 else [full]
 
 
 def resize(images_NCHW: torch.Tensor, side: int) -> torch.Tensor:

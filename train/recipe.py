@@ -32,6 +32,7 @@ class Recipe:
     limit: int = _setting(0, "train on that many images, balanced over the classes; 0 for all")
     held_out: int = _setting(0, "test on that many training images, balanced, left out of training; 0 for the test split")
     epochs: int = _setting(10, "passes over the training images")
+    minutes: float = _setting(0.0, "of training: as many epochs as fit into them, by a few timed steps; 0 for epochs as given")
     eval_every: int = _setting(1, "epochs between test passes; 0 for one, after the last epoch")
     batch_size: int = _setting(128, "images a step, those of all processes where several share a training")
     seed: int = _setting(0, "of the weights, the order and the augmentation; 0 to 2**32 - 1")
@@ -111,6 +112,10 @@ class Recipe:
             raise InputError(f"--views-share {self.views_share}: give a share above 0, at most 1")
         if self.temperature <= 0:
             raise InputError(f"--temperature {self.temperature}: give a number above 0")
+        if not 0 <= self.minutes < float("inf"):
+            raise InputError(f"--minutes {self.minutes}: give a number of minutes, or 0")
+        if self.minutes and (self.sweep or self.together > 1):
+            raise InputError("--minutes: epochs are fitted to one training at a time: leave --sweep and --together out, or give --epochs")
         self.policy(), self.mixing()
 
     def experiment(self) -> dict:

@@ -56,13 +56,14 @@ class Kept:
         training = self.trainings.get(slot)
         return training if training and training.recipe.experiment() == recipe.experiment() else None
 
-    def locate(self, recipe: Recipe) -> None:
-        """Have the store that a recipe's `data` means, every byte of it checked: converted by one process of a machine, and the same for all."""
-        if self.store is not None:
-            return
-        self.store = self.ranks.first_of_machine(lambda: verified(data.locate(recipe.data, recipe.size)))
-        if self.ranks.same(lambda: self.store.sha256) != self.store.sha256:
-            raise InputError(f"{self.store.path}: not the data that the first process has: give all of them the same --data")
+    def locate(self, recipe: Recipe) -> Store:
+        """The store that a recipe's `data` means, every byte of it checked: converted by one process of a machine, and the same for all."""
+        if self.store is None:
+            store = self.ranks.first_of_machine(lambda: verified(data.locate(recipe.data, recipe.size)))
+            if self.ranks.same(lambda: store.sha256) != store.sha256:
+                raise InputError(f"{store.path}: not the data that the first process has: give all of them the same --data")
+            self.store = store
+        return self.store
 
 
 class Run:
@@ -79,8 +80,7 @@ class Run:
         self.watch, self.state, self.writes = Stopwatch(device), state, kept.ranks.writes
         self.commit = commit()  # now: a checkout may move on while a long training runs
         with self.watch.lap("setup"):
-            kept.locate(recipe)
-            self.store = kept.store
+            self.store = kept.locate(recipe)
             self.training = assemble(recipe, self.store, device, self.watch, kept.earlier(recipe, slot), kept.ranks)
             if recipe.compiled:
                 kept.trainings[slot] = self.training
@@ -231,8 +231,8 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
 def asked(name: str, recipe: Recipe) -> list[str]:
     """The words of the command line; where that goes on with a run, or is another program's, those that train it again from the start."""
     program, given = Path(sys.argv[0]), sys.argv[1:]
-    resumed = any(word.split("=")[0] == "--resume" for word in given)
-    if "train" in (program.name, program.parent.name) and not resumed:
+    found = any(word.split("=")[0] in ("--resume", "--minutes") for word in given)
+    if "train" in (program.name, program.parent.name) and not found:
         return given
     made = named()
     return words(name, recipe, made) if name in made else min((words(other, recipe, made) for other in made), key=len)

@@ -8,7 +8,7 @@ import torch
 import nets
 import pipelines
 from pipelines.errors import InputError
-from train import ranks, sweep
+from train import budget, ranks, sweep
 from train.device import device_of
 from train.jobs import gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe
@@ -32,6 +32,8 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
     with ranks.joined(device, deal=recipe.runs > 1 or bool(recipe.sweep)) as mine:
         kept, out = Kept(ranks=mine), mine.same(lambda: folder(recipe))
         device, say = mine.device(device), say if mine.writes else lambda *_: None
+        if recipe.minutes:
+            recipe = budget.fitted(recipe, out, device, say, kept)
         if recipe.sweep:
             return sweep.train(recipe, out, device, name, say, kept)
         if recipe.runs == 1:

@@ -1,0 +1,106 @@
+"""`--minutes`: epochs fitted to a time, found once, and the training is that of as many `--epochs`."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from test_ranks import no_pictures, together  # noqa: F401  (a fixture)
+
+from pipelines.errors import InputError
+from train import budget, runs
+from train.progressive import side, sides
+from train.recipe import Recipe
+from train.result import model
+
+SMALL = dict(net="quick", batch_size=16, lr=0.01, device="cpu", precision="fp32", first_side=16, grown=0.67)
+STEP = {16: 1.0, 20: 2.0, 24: 3.0, 28: 4.0, 32: 5.0}  # seconds
+
+
+def quiet(*_):
+    pass
+
+
+@given(epochs=st.integers(1, 200), first=st.integers(0, 40), grown=st.floats(0, 1))
+def test_a_training_has_the_sides_that_are_timed(epochs, first, grown):
+    had = [side(epoch, epochs, first, 32, grown) for epoch in range(epochs)]
+    assert had == sorted(had) and set(had) <= set(sides(first, 32, grown))
+    assert epochs < 100 or grown < 0.1 or set(had) == set(sides(first, 32, grown)) or grown == 1
+
+
+def test_a_second_of_steps_is_timed_but_neither_few_nor_many():
+    assert [budget.enough(seconds) for seconds in (0.0, 0.01, 0.1, 0.3, 60.0)] == [40, 40, 10, 4, 4]
+
+
+def test_seconds_are_those_of_every_epoch_at_its_side():
+    recipe = Recipe(first_side=16, grown=0.5)
+    assert budget.training_seconds(recipe, 8, 10, 32, STEP) == 10 * (1 + 2 + 3 + 4 + 4 * 5)
+    assert budget.training_seconds(Recipe(), 8, 10, 32, {32: 5.0}) == 400
+
+
+@given(minutes=st.floats(0.2, 60), steps=st.integers(1, 9), first=st.sampled_from((0, 16, 24)))
+def test_the_most_epochs_that_fit_are_found(minutes, steps, first):
+    recipe = Recipe(minutes=minutes, first_side=first, grown=0.67)
+    limit = 60 * minutes * (1 - budget.RESERVE)
+    if budget.training_seconds(recipe, 1, steps, 32, STEP) > limit:
+        with pytest.raises(InputError, match="--minutes .*give more minutes"):
+            budget.most_epochs(recipe, steps, 32, STEP)
+        return
+    epochs = budget.most_epochs(recipe, steps, 32, STEP)
+    assert budget.training_seconds(recipe, epochs, steps, 32, STEP) <= limit < budget.training_seconds(recipe, epochs + 1, steps, 32, STEP)
+
+
+def test_the_training_is_that_of_as_many_epochs(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "timed", lambda training: dict(STEP))  # 3 steps an epoch: 4 epochs have 3 * (1 + 2 + 3 + 5) s, 5 have 45
+    fitted = runs.train(Recipe(**SMALL, minutes=0.6, data=str(store.path), out=str(tmp_path / "fitted")), "", quiet)
+    assert fitted["epochs"] == fitted["recipe"]["epochs"] == 4 and fitted["recipe"]["minutes"] == 0
+    plain = runs.train(Recipe(**SMALL, epochs=4, data=str(store.path), out=str(tmp_path / "plain")), "", quiet)
+    assert fitted["test_accuracy"] == plain["test_accuracy"]
+    ours, theirs = (model(str(tmp_path / name)).net.state_dict() for name in ("fitted", "plain"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "--minutes" not in fitted["command"]
+
+
+def test_steps_are_timed_at_every_side_and_leave_no_trace(store, tmp_path, capsys):
+    recipe = Recipe(**SMALL, minutes=0.5, runs=2, data=str(store.path), out=str(tmp_path))
+    state = torch.get_rng_state()
+    asked = budget.fitted(recipe, tmp_path, torch.device("cpu"), print, runs.Kept())
+    assert torch.equal(torch.get_rng_state(), state)
+    found = json.loads((tmp_path / "budget.json").read_text())
+    assert list(found["seconds_of_a_step"]) == ["16", "20", "24", "28", "32"] and all(s > 0 for s in found["seconds_of_a_step"].values())
+    assert asked.epochs == found["epochs"] > 1 and asked.minutes == 0 and asked.runs == 2
+    assert f"0.5 minutes hold {asked.epochs} epochs here" in capsys.readouterr().out
+
+
+def test_what_was_found_is_kept_for_the_same_settings_only(store, tmp_path, monkeypatch):
+    times = iter([dict(STEP), {s: 2 * v for s, v in STEP.items()}, dict(STEP)])
+    monkeypatch.setattr(budget, "timed", lambda training: next(times))
+
+    def epochs(**changed) -> int:
+        settings = {**SMALL, "minutes": 0.6, "data": str(store.path), "out": str(tmp_path), **changed}
+        return budget.fitted(Recipe(**settings), tmp_path, torch.device("cpu"), quiet, runs.Kept()).epochs
+
+    assert [epochs(), epochs(), epochs(seed=4, runs=3), epochs(epochs=7)] == [4, 4, 4, 4]
+    assert epochs(lr=0.02) == 2  # timed anew, at half the speed
+    (tmp_path / "budget.json").write_text('{"minutes": 0.6, "epochs": "4"')
+    assert epochs() == 4
+    assert next(times, None) is None
+
+
+@pytest.mark.parametrize("wrong", ["--minutes -1", "--minutes nan", "--minutes inf", "--minutes 1 --together 2 --runs 2", "--minutes 1 --sweep lr=0.1,0.2"])
+def test_what_cannot_be_fitted_is_refused(wrong):
+    from train.flags import named, parse
+
+    with pytest.raises(InputError, match="--minutes"):
+        parse(wrong.split(), named())
+
+
+def shared(settings: dict) -> int:
+    return runs.train(Recipe(**settings), "", quiet).get("epochs", 0)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["shared", "dealt out"])
+def test_processes_train_as_many_epochs(store, tmp_path, count):
+    settings = dict(SMALL, net="level1", first_side=0, runs=count, minutes=0.02, data=str(store.path), out=str(tmp_path))
+    first, _ = together(2, shared, settings)
+    assert first == json.loads((tmp_path / "budget.json").read_text())["epochs"]
