@@ -35,6 +35,7 @@ ABOUT = (
 EXAMPLES = """
 examples:
   python -m train                                         about five minutes on two cores
+  python -m train --minutes 5                             as many epochs as fit on this machine
   python -m train level1 --epochs 10 --pipeline dali      a recipe with other settings
   python -m train --data my-pictures --size 32            on class folders of your own pictures
   python -m train --data cifar100 --runs 5                five seeds: mean, deviation and interval
