@@ -83,6 +83,14 @@ def run_folder(store, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs without a report, which takes longer than small trainings and is tested by itself."""
+    from train import report
+
+    monkeypatch.setattr(report, "write", lambda *_: None)
+
+
+@pytest.fixture
 def refused(tmp_path, monkeypatch, capfd):
     """Run `convert SOURCE` on the command line; give its one line on stderr once all that must hold has held."""
 

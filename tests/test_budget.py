@@ -5,14 +5,18 @@ import json
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from test_ranks import no_pictures, together  # noqa: F401  (a fixture)
+from test_failures import fails
+from test_ranks import together
+from test_surroundings import at_call
 
 from pipelines.errors import InputError
 from train import budget, runs
+from train.loop import Training
 from train.progressive import side, sides
 from train.recipe import Recipe
 from train.result import model
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = dict(net="quick", batch_size=16, lr=0.01, device="cpu", precision="fp32", first_side=16, grown=0.67)
 STEP = {16: 1.0, 20: 2.0, 24: 3.0, 28: 4.0, 32: 5.0}  # seconds
 
@@ -85,6 +89,26 @@ def test_what_was_found_is_kept_for_the_same_settings_only(store, tmp_path, monk
     (tmp_path / "budget.json").write_text('{"minutes": 0.6, "epochs": "4"')
     assert epochs() == 4
     assert next(times, None) is None
+
+
+@pytest.mark.parametrize("said", ["", "[]", "null", "{}", "[" * 100_000, '{"minutes": 0.6, "epochs": 4}'])
+def test_what_is_no_budget_is_timed_anew(said, tmp_path):
+    (tmp_path / "budget.json").write_text(said)
+    assert budget.remembered(Recipe(minutes=0.6), tmp_path) is None
+
+
+@pytest.mark.parametrize("epochs, taken", [(4, 4), (0, None), (-1, None), (True, None), (4.0, None), ("4", None), (None, None)])
+def test_epochs_are_a_number_of_them(epochs, taken, tmp_path):
+    recipe = Recipe(minutes=0.6)
+    (tmp_path / "budget.json").write_text(json.dumps({"minutes": 0.6, "epochs": epochs, "recipe": budget.settings(recipe)}))
+    assert budget.remembered(recipe, tmp_path) == taken
+
+
+def test_no_memory_for_the_steps_says_what_to_set(store, tmp_path, monkeypatch):
+    at_call(monkeypatch, Training, "step", 3, fails)
+    with pytest.raises(InputError, match="out of memory at batch size 16 .*: set --batch-size 8"):
+        runs.train(Recipe(**SMALL, minutes=0.6, data=str(store.path), out=str(tmp_path)), "", quiet)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("wrong", ["--minutes -1", "--minutes nan", "--minutes inf", "--minutes 1 --together 2 --runs 2", "--minutes 1 --sweep lr=0.1,0.2"])

@@ -26,17 +26,13 @@ from train.runs import train
 from train.state import read
 from train.synced import synced
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 # lr: at these batches of 16 random images, a larger one multiplies any rounding by ten in a few steps
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.001, device="cpu", precision="fp32", save_minutes=0.0)
 
 
 def quiet(*_):
     pass
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(report, "write", quiet)
 
 
 def process(function, environment: dict, arguments: tuple, results) -> None:

@@ -22,6 +22,7 @@ from train.recipe import Recipe
 from train.runs import train
 from train.state import read, recipe_of
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = dict(net="level1", epochs=3, batch_size=8, lr=0.01, device="cpu", precision="fp32", save_minutes=0.0)
 KILLS = {"resident": 20, "dali": 5, "torchvision": 5, "ffcv": 5}  # the others take seconds to start, each time; --kills N for N of each
 # what takes long to import; nothing that starts Numba's threads, which do not survive a fork
@@ -30,12 +31,6 @@ PRELOADED = ["train.runs", "train.resume", "pipelines.resident", "pipelines.torc
 
 def quiet(*_):
     pass
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """The report is made of what is compared here, and takes longer than these trainings."""
-    monkeypatch.setattr(report, "write", quiet)
 
 
 def bits(folder: Path) -> dict[str, bytes]:

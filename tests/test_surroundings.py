@@ -1,4 +1,4 @@
-"""Full disks, folders that cannot be written, files that change under a reader, memory that runs out, workers that die: each has a right outcome."""
+"""Full disks, folders that cannot be written, files that change under a reader: each has a right outcome."""
 
 import json
 import os
@@ -8,27 +8,24 @@ import signal
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import numba.core.caching as caching
 import numpy as np
-import psutil
 import pytest
-import torch
 from conftest import make_store
 from test_resume import bits, without_times
 
-from pipelines import data, reference
+from pipelines import data
 from pipelines.convert import convert
 from pipelines.errors import InputError
 from pipelines.files import replacing
 from pipelines.kernels_cpu import kernel
 from pipelines.sources import find
 from pipelines.store import Store
-from train import checkpoint, evaluate, jobs, report, resume, run, saving
-from train.failures import smaller
+from train import checkpoint, report, resume, run, saving
 from train.loop import Training
 from train.recipe import Recipe
 from train.runs import train
@@ -39,20 +36,6 @@ SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", preci
 
 def quiet(*_):
     pass
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """The report takes longer than these trainings."""
-    monkeypatch.setattr(report, "write", quiet)
-
-
-@pytest.fixture(scope="module")
-def whole(store, tmp_path_factory):
-    """The folder of a run that nothing befell."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    train(Recipe(**SMALL, data=str(store.path), out=str(out)), "", quiet)
-    return out
 
 
 def goes_on_to_the_same_bits(out: Path, whole: Path, finished: bool = False, **flags) -> None:
@@ -99,7 +82,7 @@ FULL = {  # what is written first when the disk is full, and the file that the m
 
 
 @pytest.mark.parametrize("what", FULL)
-def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(what, store, whole, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(what, store, run_folder, tmp_path, monkeypatch, capsys):
     place, file = FULL[what]
     if what != "the report":
         monkeypatch.setattr(report, "write", quiet)
@@ -111,7 +94,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(what, store, whole,
     assert str(out) in str(refused.value)
     if place[0] in (saving.Lines, checkpoint) and file != "model.safetensors":
         assert f"python -m train --resume {out}" in said[-1]
-    goes_on_to_the_same_bits(out, whole, finished=what == "the report")  # which is all that is missing then
+    goes_on_to_the_same_bits(out, run_folder, finished=what == "the report")  # which is all that is missing then
 
 
 # Folders that cannot be written
@@ -241,19 +224,19 @@ def test_what_a_kill_leaves_is_no_store_and_the_next_conversion_removes_it(pictu
 # Files that change under a trainer
 
 
-def test_a_store_that_is_replaced_goes_on_as_it_was(whole, store, tmp_path, monkeypatch, no_pictures):
+def test_a_store_that_is_replaced_goes_on_as_it_was(run_folder, store, tmp_path, monkeypatch, no_pictures):
     path, other = tmp_path / "a.safetensors", make_store(tmp_path / "b.safetensors", train=38)
     shutil.copy(store.path, path)
     with monkeypatch.context() as patch:
         at_call(patch, Training, "step", 3, lambda: os.replace(other.path, path))
         train(Recipe(**SMALL, data=str(path), out=str(tmp_path / "out")), "", quiet)
-    assert bits(tmp_path / "out") == bits(whole) and json.loads((tmp_path / "out" / "summary.json").read_text())["data"]["sha256"] == store.sha256
+    assert bits(tmp_path / "out") == bits(run_folder) and json.loads((tmp_path / "out" / "summary.json").read_text())["data"]["sha256"] == store.sha256
     assert Store(path).count("train") == 38
     with pytest.raises(InputError, match="not the data"):  # resumed, it would be another training
         resume.main(["--resume", str(tmp_path / "out")])
 
 
-def test_a_store_that_is_written_into_ends_the_run_before_it_is_kept(whole, store, tmp_path, monkeypatch, no_pictures):
+def test_a_store_that_is_written_into_ends_the_run_before_it_is_kept(run_folder, store, tmp_path, monkeypatch, no_pictures):
     path, out, good = tmp_path / "a.safetensors", tmp_path / "out", store.path.read_bytes()
     path.write_bytes(good)
 
@@ -270,7 +253,7 @@ def test_a_store_that_is_written_into_ends_the_run_before_it_is_kept(whole, stor
     with pytest.raises(InputError, match="does not match its checksum"):
         resume.main(["--resume", str(out)])
     path.write_bytes(good)
-    goes_on_to_the_same_bits(out, whole)
+    goes_on_to_the_same_bits(out, run_folder)
 
 
 def test_seeds_of_different_data_are_not_averaged(store, tmp_path, no_pictures):
@@ -280,89 +263,3 @@ def test_seeds_of_different_data_are_not_averaged(store, tmp_path, no_pictures):
     other = make_store(tmp_path / "b.safetensors", train=38)
     with pytest.raises(InputError, match="different data"):
         train(Recipe(**{**asdict(recipe), "data": str(other.path)}), "", quiet)
-
-
-# Memory
-
-
-def fails():
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-
-@pytest.mark.parametrize("convolution, kept", [(14, False), (45, True)], ids=["warm-up", "training"])  # the first 13: whether the net takes such images
-def test_no_memory_for_a_batch_says_what_to_set(convolution, kept, store, whole, tmp_path, monkeypatch, no_pictures):
-    out, said = tmp_path / "out", []
-    with monkeypatch.context() as patch:
-        at_call(patch, torch.nn.functional, "conv2d", convolution, fails)
-        with pytest.raises(InputError, match=r"cpu: out of memory at batch size 16 .CUDA out of memory.*: set --batch-size 8 --lr 0.005 "):
-            train(Recipe(**SMALL, data=str(store.path), out=str(out)), "", said.append)
-    assert (out / "checkpoint.pt").exists() == kept == ("--resume" in said[-1])
-    if kept:  # where another process had taken the memory
-        goes_on_to_the_same_bits(out, whole)
-
-
-def test_half_a_batch_has_rates_to_match():
-    assert smaller(Recipe(batch_size=512, lr=0.4, optimiser="sgd")) == "--batch-size 256 --lr 0.2"
-    assert smaller(Recipe(batch_size=512, lr=0.4, optimiser="adamw")) == "--batch-size 256 --lr 0.283"
-    assert smaller(Recipe(batch_size=9, lr=0.1, muon_lr=0.2, head_lr=3.0, optimiser="muon")) == "--batch-size 4 --muon-lr 0.141 --lr 0.05 --head-lr 1.5"
-
-
-def test_no_memory_on_the_host_says_so_too(store, tmp_path, monkeypatch):
-    def no_more():
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-
-    at_call(monkeypatch, Training, "step", 1, no_more)
-    with pytest.raises(InputError, match="out of memory at batch size 1 .*smaller --net"):
-        train(Recipe(**{**SMALL, "batch_size": 1}, data=str(store.path), out=str(tmp_path)), "", quiet)
-
-
-def test_the_test_pass_takes_what_fits(store):
-    class Net(torch.nn.Module):
-        """Has memory for `most` images."""
-
-        def __init__(self, most: int):
-            super().__init__()
-            self.most = most
-
-        def forward(self, images):
-            if len(images) > self.most:
-                fails()
-            return images.flatten(1)[:, :10]
-
-    test = reference.open(store, "test", batch_size=11)
-    narrow, wide = (evaluate.evaluate(Net(most), test, nullcontext) for most in (3, 11))
-    with pytest.raises(torch.OutOfMemoryError):
-        evaluate.evaluate(Net(0), test, nullcontext)
-    assert (narrow.predicted == wide.predicted).all() and (narrow.true == wide.true).all() and narrow.loss == pytest.approx(wide.loss)
-
-
-# Workers
-
-
-def test_a_worker_that_dies_ends_the_run_in_one_line_and_it_goes_on(store, whole, tmp_path, monkeypatch, no_pictures):
-    out, said, me = tmp_path / "out", [], psutil.Process()
-    before = {child.pid for child in me.children()}
-
-    def kill_one():
-        workers = [child for child in me.children() if child.pid not in before]
-        assert workers
-        os.kill(workers[0].pid, signal.SIGKILL)
-
-    with monkeypatch.context() as patch:
-        at_call(patch, saving.Saver, "on_step", 4, kill_one)
-        with pytest.raises(
-            InputError, match="pipeline torchvision: a worker process died .DataLoader worker .*: free some memory, or take --pipeline resident"
-        ):
-            train(Recipe(**SMALL, pipeline="torchvision", data=str(store.path), out=str(out)), "", said.append)
-    assert f"python -m train --resume {out}" in said[-1]
-    goes_on_to_the_same_bits(out, whole, pipeline="resident")
-
-
-def test_what_is_no_such_failure_stays_what_it_is(store, tmp_path, monkeypatch):
-    def breaks():
-        raise RuntimeError("shapes do not match")
-
-    at_call(monkeypatch, Training, "step", 1, breaks)
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", quiet)
-    assert jobs.interrupted(Recipe(**SMALL), tmp_path) is None

@@ -10,7 +10,7 @@ from conftest import make_store
 
 from benchmarks import adapter, gpu, standings, time_to_accuracy
 from pipelines.errors import InputError
-from train import jobs as train_jobs, run as train_run
+from train import jobs as train_jobs
 from train.course import Diverged
 from train.recipe import Recipe
 
@@ -166,12 +166,6 @@ def test_a_peer_that_needs_cuda_is_said_not_to_have_run(store, tmp_path):
 
 
 # Ours
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """A run's own report takes longer than its training here, and `test_train.py` looks at it."""
-    monkeypatch.setattr(train_run.report, "write", quiet)
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -13,6 +13,7 @@ from math import ceil
 from pathlib import Path
 
 from pipelines.errors import InputError
+from train.failures import explained
 from train.loop import Training, set_rate
 from train.progressive import resize, side, sides
 from train.recipe import Recipe
@@ -37,7 +38,9 @@ def fitted(recipe: Recipe, out: Path, device, say, kept: Kept) -> Recipe:
         say(f"{out / FILE}: {earlier} epochs, as timed earlier")
         return replace(recipe, epochs=earlier, minutes=0.0)
     training = assemble(replace(recipe, epochs=MANY), kept.locate(recipe), device, Stopwatch(device), ranks=kept.ranks)
-    seconds, steps, full = timed(training), len(training.train), training.train.plan.height
+    with explained(recipe, device):
+        seconds = timed(training)
+    steps, full = len(training.train), training.train.plan.height
     epochs = kept.ranks.same(lambda: most_epochs(recipe, steps, full, seconds))
     made = replace(recipe, epochs=epochs, minutes=0.0)
     if not kept.ranks.rank:

@@ -1,0 +1,105 @@
+"""Memory that runs out and workers that die end in one line that says what to set, and what was trained goes on."""
+
+import os
+import signal
+from contextlib import nullcontext
+
+import psutil
+import pytest
+import torch
+from test_surroundings import SMALL, at_call, goes_on_to_the_same_bits, quiet
+
+from pipelines import reference
+from pipelines.errors import InputError
+from train import evaluate, jobs, saving
+from train.failures import smaller
+from train.loop import Training
+from train.recipe import Recipe
+from train.runs import train
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+# Memory
+
+
+def fails():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+@pytest.mark.parametrize("convolution, kept", [(14, False), (45, True)], ids=["warm-up", "training"])  # the first 13: whether the net takes such images
+def test_no_memory_for_a_batch_says_what_to_set(convolution, kept, store, run_folder, tmp_path, monkeypatch):
+    out, said = tmp_path / "out", []
+    with monkeypatch.context() as patch:
+        at_call(patch, torch.nn.functional, "conv2d", convolution, fails)
+        with pytest.raises(InputError, match=r"cpu: out of memory at batch size 16 .CUDA out of memory.*: set --batch-size 8 --lr 0.005 "):
+            train(Recipe(**SMALL, data=str(store.path), out=str(out)), "", said.append)
+    assert (out / "checkpoint.pt").exists() == kept == ("--resume" in said[-1])
+    if kept:  # where another process had taken the memory
+        goes_on_to_the_same_bits(out, run_folder)
+
+
+def test_half_a_batch_has_rates_to_match():
+    assert smaller(Recipe(batch_size=512, lr=0.4, optimiser="sgd")) == "--batch-size 256 --lr 0.2"
+    assert smaller(Recipe(batch_size=512, lr=0.4, optimiser="adamw")) == "--batch-size 256 --lr 0.283"
+    assert smaller(Recipe(batch_size=9, lr=0.1, muon_lr=0.2, head_lr=3.0, optimiser="muon")) == "--batch-size 4 --muon-lr 0.141 --lr 0.05 --head-lr 1.5"
+
+
+def test_no_memory_on_the_host_says_so_too(store, tmp_path, monkeypatch):
+    def no_more():
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    at_call(monkeypatch, Training, "step", 1, no_more)
+    with pytest.raises(InputError, match="out of memory at batch size 1 .*smaller --net"):
+        train(Recipe(**{**SMALL, "batch_size": 1}, data=str(store.path), out=str(tmp_path)), "", quiet)
+
+
+def test_the_test_pass_takes_what_fits(store):
+    class Net(torch.nn.Module):
+        """Has memory for `most` images."""
+
+        def __init__(self, most: int):
+            super().__init__()
+            self.most = most
+
+        def forward(self, images):
+            if len(images) > self.most:
+                fails()
+            return images.flatten(1)[:, :10]
+
+    test = reference.open(store, "test", batch_size=11)
+    narrow, wide = (evaluate.evaluate(Net(most), test, nullcontext) for most in (3, 11))
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate.evaluate(Net(0), test, nullcontext)
+    assert (narrow.predicted == wide.predicted).all() and (narrow.true == wide.true).all() and narrow.loss == pytest.approx(wide.loss)
+
+
+# Workers
+
+
+def test_a_worker_that_dies_ends_the_run_in_one_line_and_it_goes_on(store, run_folder, tmp_path, monkeypatch):
+    out, said, me = tmp_path / "out", [], psutil.Process()
+    before = {child.pid for child in me.children()}
+
+    def kill_one():
+        workers = [child for child in me.children() if child.pid not in before]
+        assert workers
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        at_call(patch, saving.Saver, "on_step", 4, kill_one)
+        with pytest.raises(
+            InputError, match="pipeline torchvision: a worker process died .DataLoader worker .*: free some memory, or take --pipeline resident"
+        ):
+            train(Recipe(**SMALL, pipeline="torchvision", data=str(store.path), out=str(out)), "", said.append)
+    assert f"python -m train --resume {out}" in said[-1]
+    goes_on_to_the_same_bits(out, run_folder, pipeline="resident")
+
+
+def test_what_is_no_such_failure_stays_what_it_is(store, tmp_path, monkeypatch):
+    def breaks():
+        raise RuntimeError("shapes do not match")
+
+    at_call(monkeypatch, Training, "step", 1, breaks)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", quiet)
+    assert jobs.interrupted(Recipe(**SMALL), tmp_path) is None
