@@ -54,8 +54,12 @@ class Pass:
     def __call__(self, images: np.ndarray, rows: np.ndarray, ids: np.ndarray, out: torch.Tensor, epoch: int) -> None:
         """Write samples `ids` (int64[B]), whose pixels are images[rows] (uint8[.,H,W,C], int64[B]), to out [B,H,W,C].
 
-        All cores work, without the interpreter's lock. Raises nothing: what reaches it is checked by `Plan`.
+        As many threads work as torch has, without the interpreter's lock. Raises nothing: what reaches it is checked by `Plan`.
         """
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        if torch.get_num_threads() != threads:  # Numba's first start sets OpenMP's count, which is torch's, to all cores
+            torch.set_num_threads(threads)
         augment_batch(images, rows, ids, _plain(out), self.norm, self.colours, self.half, self.seed, epoch, *self.modes)
 
 

@@ -1,5 +1,10 @@
 """The resident pipeline beyond the contract: its buffers, and its two-line use."""
 
+import os
+import subprocess
+import sys
+
+import numba
 import pytest
 import torch
 
@@ -37,6 +42,24 @@ def test_a_smaller_last_batch_fits_into_a_larger_buffer():
     place = first.data_ptr()
     del first
     assert buffers.take(3).data_ptr() == place and buffers.take(3).shape == (3, 2)
+
+
+THREADS = """
+import sys, torch
+from pipelines import resident
+next(iter(resident.open(sys.argv[1], batch_size=8).epoch(0)))
+import numba
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_threads_are_as_many_as_the_environment_allows(count, store):
+    if count > numba.config.NUMBA_NUM_THREADS:
+        pytest.skip("one core")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(count)}  # what torchrun sets, too, and Numba alone does not read
+    found = subprocess.run([sys.executable, "-c", THREADS, str(store.path)], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [str(count)] * 2
 
 
 def test_an_unknown_dtype_is_refused(store):
