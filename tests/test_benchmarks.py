@@ -243,7 +243,7 @@ def test_gpu_command_lists_steps_that_fit_together(tmp_path):
     for quick in (False, True):
         listed = gpu.steps(tmp_path, "data", "cuda", quick)
         names = [s.name for s in listed]
-        assert names[:3] == ["machine", "tests", "loaders"] and len(set(names)) == len(names)
+        assert names[:3] == ["machine", "tests", "speed"] and len(set(names)) == len(names)
         assert all(s.after in ("", *names[:i]) and s.least < s.most for i, s in enumerate(listed))
     assert [s.skip != "" for s in gpu.steps(tmp_path, "", "cpu", True)] == [name == "tests" for name in names]
 

@@ -35,6 +35,15 @@ def quiet(*_):
     pass
 
 
+@pytest.fixture
+def one_thread():
+    """As each of several processes has: sums over more are other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def process(function, environment: dict, arguments: tuple, results) -> None:
     """One of several: what torchrun sets, and what the function gave or raised."""
     os.environ.update(environment)
@@ -248,7 +257,7 @@ def deal(recipes: list[Recipe], ports: list[int]) -> list[list[str]]:
     return said
 
 
-def test_runs_are_dealt_out(store, tmp_path):
+def test_runs_are_dealt_out(store, tmp_path, one_thread):
     """Seeds that are dealt out to processes are those of one process, bit for bit; what is finished is kept, whoever trained it."""
     recipe = Recipe(**{**SMALL, "epochs": 1}, runs=3, seed=5, data=str(store.path), out=str(tmp_path / "one"))
     train(recipe, "", quiet)

@@ -37,7 +37,7 @@ def fitted(recipe: Recipe, out: Path, device, say, kept: Kept) -> Recipe:
     if earlier:
         say(f"{out / FILE}: {earlier} epochs, as timed earlier")
         return replace(recipe, epochs=earlier, minutes=0.0)
-    training = assemble(replace(recipe, epochs=MANY), kept.locate(recipe), device, Stopwatch(device), ranks=kept.ranks)
+    training = assemble(replace(recipe, epochs=MANY, minutes=0.0), kept.locate(recipe), device, Stopwatch(device), ranks=kept.ranks)
     with explained(recipe, device):
         seconds = timed(training)
     steps, full = len(training.train), training.train.plan.height

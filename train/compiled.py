@@ -20,11 +20,10 @@ def compile_step(training) -> None:
         raise InputError("--compiled with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
     cuda = training.device.type == "cuda"
-    mode = "max-autotune-no-cudagraphs" if cuda else "default"
     keep_rates(training.optimiser, training.device)
     # no dynamic shapes: a program each for the full batch, the last one, and every side
-    training.forward = torch.compile(training.forward, dynamic=False, mode=mode)
-    training.update = torch.compile(training.optimiser.step, dynamic=False, mode=mode)
+    training.forward = torch.compile(training.forward, dynamic=False)
+    training.update = torch.compile(training.optimiser.step, dynamic=False)
     if cuda:
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # its choices are part of the recording
         training.work = Recorded(training.work, Graphs(training.device))

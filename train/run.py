@@ -158,6 +158,8 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     """
     if recipe.compiled and not ranks.alone:
         raise InputError("--compiled: several processes share a training eagerly only: add --no-compiled, or deal out whole trainings with --runs")
+    if recipe.minutes:
+        raise InputError("--minutes: only python -m train fits epochs to a time: give --epochs")
     dtype = DTYPES[precision_of(recipe, device)]
     held, ids = split(recipe, store.labels("train"))
     common = dict(device=device, dtype=dtype, seed=recipe.seed, share=ranks.share)
