@@ -1,7 +1,7 @@
 """`--minutes M`: as many epochs as fit into M minutes of training here, by a few timed steps at every size of image that is to come.
 
 The number is found once and kept in the run folder's `budget.json`, so that the same command with the same `--out` goes on with it; `--epochs`
-with that number repeats the training to the same bits, on any machine.
+with that number repeats the training.
 """
 
 import json
