@@ -67,11 +67,9 @@ def test_the_training_is_that_of_as_many_epochs(store, tmp_path, monkeypatch):
     assert "--minutes" not in fitted["command"]
 
 
-def test_steps_are_timed_at_every_side_and_leave_no_trace(store, tmp_path, capsys):
+def test_steps_are_timed_at_every_side(store, tmp_path, capsys):
     recipe = Recipe(**SMALL, minutes=0.5, runs=2, data=str(store.path), out=str(tmp_path))
-    state = torch.get_rng_state()
     asked = budget.fitted(recipe, tmp_path, torch.device("cpu"), print, runs.Kept())
-    assert torch.equal(torch.get_rng_state(), state)
     found = json.loads((tmp_path / "budget.json").read_text())
     assert list(found["seconds_of_a_step"]) == ["16", "20", "24", "28", "32"] and all(s > 0 for s in found["seconds_of_a_step"].values())
     assert asked.epochs == found["epochs"] > 1 and asked.minutes == 0 and asked.runs == 2

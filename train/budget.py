@@ -5,6 +5,7 @@ with that number repeats the training.
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -90,11 +91,11 @@ def most_epochs(recipe: Recipe, steps: int, full: int, seconds: dict[int, float]
     """The largest number of epochs, of `steps` each, that fits. Raises `InputError` where none does."""
     limit = (1 - RESERVE) * 60 * recipe.minutes
     most = int(limit / (steps * min(seconds.values()))) + 1
-    fitting = [epochs for epochs in range(1, most + 1) if training_seconds(recipe, epochs, steps, full, seconds) <= limit]
+    fitting = bisect_right(range(1, most + 1), limit, key=lambda epochs: training_seconds(recipe, epochs, steps, full, seconds))
     if not fitting:
         needed = training_seconds(recipe, 1, steps, full, seconds) / 60 / (1 - RESERVE)
         raise InputError(f"--minutes {recipe.minutes:g}: an epoch takes {needed:.2g} of them here: give more minutes, or fewer images with --limit")
-    return fitting[-1]
+    return fitting
 
 
 def training_seconds(recipe: Recipe, epochs: int, steps: int, full: int, seconds: dict[int, float]) -> float:

@@ -231,7 +231,7 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
 
 
 def asked(name: str, recipe: Recipe) -> list[str]:
-    """The words of the command line; where that goes on with a run, or is another program's, those that train it again from the start."""
+    """The words of the command line; where that goes on with a run, fits epochs to a time, or is another program's, those that train it again from the start."""
     program, given = Path(sys.argv[0]), sys.argv[1:]
     found = any(word.split("=")[0] in ("--resume", "--minutes") for word in given)
     if "train" in (program.name, program.parent.name) and not found:
