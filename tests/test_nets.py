@@ -178,6 +178,20 @@ def test_layer_norm_is_over_one_whole_image():
     torch.testing.assert_close(norm("layer", 8)(features), F.layer_norm(features, features.shape[1:]))
 
 
+def test_norm_of_a_pixels_channels_is_torchs_when_compiled():
+    """There it is written out in sums, which a large mean must not spoil."""
+    kept, inputs, weights = norm("channel", 24), torch.randn(4, 24, 8, 8) + 100, torch.randn(4, 24, 8, 8)
+    nn.init.normal_(kept.weight), nn.init.normal_(kept.bias)
+    exact = norm("channel", 24).double()
+    exact.load_state_dict(kept.state_dict())
+    found = []
+    for forward, seen in ((exact, inputs.double().requires_grad_()), (torch.compile(kept, dynamic=False), inputs.requires_grad_())):
+        outputs = forward(seen)
+        found.append((outputs, *torch.autograd.grad((outputs * weights).sum(), (seen, *forward.parameters()))))
+    for expected, compiled in zip(*found):
+        torch.testing.assert_close(compiled.double(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_unknown_norm_and_ghost_of_none():
     with pytest.raises(ValueError, match="choose one of batch, ghost, group, layer, channel"):
         norm("instance", 8)
