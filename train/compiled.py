@@ -6,11 +6,14 @@ graphs are left out: each of its programs would be one, and a loss that is kept 
 Seeds of one process share what was compiled: the parameters are inputs of the programs, not constants in them.
 """
 
+import logging
+
 import torch
 
 from pipelines.errors import InputError
 from train.recorded import Graphs, Recorded
 
+REMARKS = ("torch._dynamo.variables.ctx_manager", "torch.utils.cpp_extension")  # on a profiler's marks, on a CUDA that is not there: nothing to act on
 PROGRAMS = 64  # of one method: a size of image times a size of batch times the trainings of a process; torch's own 8 are soon used up, and then it runs eagerly
 
 
@@ -18,6 +21,8 @@ def compile_step(training) -> None:
     """Replace `forward` and `update` of a `loop.Training`, on CUDA its `work`, too. Raises `InputError` for fp16, whose scaler looks at gradients on the host."""
     if training.precision == "fp16":
         raise InputError("--compiled with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
+    for name in REMARKS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
     cuda = training.device.type == "cuda"
     keep_rates(training.optimiser, training.device)
