@@ -25,6 +25,7 @@ from pipelines.convert import convert
 from pipelines.sources import find
 from pipelines.store import Store
 from train import checkpoint
+from train.budget import settings
 from train.loop import Training
 from train.recipe import Recipe
 from train.state import taken
@@ -34,6 +35,7 @@ CLASSES = ("ant", "bee")
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
 OTHERS = ("EPS", "PCX", "ICO", "ICNS", "JPEG2000", "TGA", "SGI", "DDS", "IM")  # readable by Pillow, and no image format of ours
 RECIPE = Recipe(seed=3)
+FITTED = Recipe(seed=3, minutes=2.0)
 
 GOOD: dict[str, bytes] = {}
 STORE: list[Store] = []
@@ -143,7 +145,14 @@ def make_reports() -> None:
     about = {"data": data, "hardware": {"device": "cpu", "threads": 2}, "versions": {"torch": "2"}, "tested_on": "test"}
     several = {"seeds": [3, 4], "test_accuracies": [0.25, 0.25], "n": 2, "mean": 0.25, "deviation": 0.0, "low": 0.25, "high": 0.25, "diverged": []}
     diverged = {"diverged": "seed 3 diverged", "seed": 3, "epoch": 1, "step": 2, "recipe": kept_recipe()}
-    documents = {"summary": summary, "diverged": diverged, "run": summary | figures | about, "runs": summary | figures | about | {"runs": several}}
+    fitted = {"minutes": 2.0, "epochs": 7, "seconds_of_a_step": {"16": 0.01, "32": 0.03}, "recipe": settings(FITTED)}
+    documents = {
+        "summary": summary,
+        "diverged": diverged,
+        "budget": fitted,
+        "run": summary | figures | about,
+        "runs": summary | figures | about | {"runs": several},
+    }
     GOOD.update((f"{name}.json", json.dumps(document).encode()) for name, document in documents.items())
     line = {
         "epoch": 1,

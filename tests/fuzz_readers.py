@@ -56,7 +56,10 @@ def good_cases() -> list[tuple[str, dict[str, bytes]]]:
     ]
     cases += [("store", {"a.safetensors": GOOD[encoding]}) for encoding in ("raw", "jpeg")]
     cases += [("model", {"model.safetensors": GOOD["model.safetensors"]}), ("model", {"run/model.safetensors": GOOD["level1.safetensors"]})]
-    cases += [("checkpoint", {"checkpoint.pt": GOOD["checkpoint.pt"]}), *(("summary", {name: GOOD[name]}) for name in ("summary.json", "diverged.json"))]
+    cases += [
+        ("checkpoint", {"checkpoint.pt": GOOD["checkpoint.pt"]}),
+        *(("summary", {name: GOOD[name]}) for name in ("summary.json", "diverged.json", "budget.json")),
+    ]
     seeds = {f"seed-{seed}/{name}": GOOD[good] for seed in (3, 4) for name, good in (("summary.json", "run.json"), ("metrics.jsonl", "metrics.jsonl"))}
     single = {"summary.json": GOOD["run.json"], "metrics.jsonl": GOOD["metrics.jsonl"], "steps.jsonl": GOOD["steps.jsonl"]}
     return [*cases, ("run", {"summary.json": GOOD["runs.json"], **seeds}), ("run", single)]

@@ -13,11 +13,11 @@ import fuzz_archives as archives
 import fuzz_mutations as spoilt
 import numpy as np
 import torch
-from fuzz_good import GOOD, RECIPE, STATES, STORE, net, training
+from fuzz_good import FITTED, GOOD, RECIPE, STATES, STORE, net, training
 
 from pipelines.__main__ import describe
 from pipelines.store import Store
-from train import checkpoint, compare, result, saving
+from train import budget, checkpoint, compare, result, saving
 from train.course import Diverged
 from train.jobs import earlier
 from train.state import go_on, read, recipe_of
@@ -102,12 +102,14 @@ def read_model(folder: Path) -> None:
 
 
 def make_summary(rng: Random) -> tuple[str, dict[str, bytes]]:
-    name = rng.choice(("summary.json", "summary.json", "diverged.json"))
+    name = rng.choice(("summary.json", "summary.json", "diverged.json", "budget.json"))
     how = rng.choice(("values", "values", "bytes"))
     return how, {name: spoilt.document(rng, GOOD[name]) if how == "values" else spoilt.spoil(rng, GOOD[name])}
 
 
 def read_summary(folder: Path) -> None:
+    epochs = budget.remembered(FITTED, folder)
+    assert epochs is None or type(epochs) is int and epochs > 0, "epochs"
     outcome = earlier(RECIPE, folder)
     if outcome is None:
         return
