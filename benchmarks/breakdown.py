@@ -70,7 +70,7 @@ def sized(recipe: Recipe, count: int, steps: int, first: int) -> Recipe:
 
 def measure(names: list[str], recipe: Recipe, steps: int, first: int, rounds: int, say=print) -> tuple[list[Row], float]:
     """(all rows, measured in turns; host seconds a step that marking takes)."""
-    store, device = data.locate(recipe.data, recipe.size), device_of(recipe)
+    device, store = device_of(recipe), data.locate(recipe.data, recipe.size)
     recipe = sized(recipe, store.count("train"), steps, first)
     rows, marks = [Row(name) for name in [*names, CEILING]], Marks(device)
     for row in rows:

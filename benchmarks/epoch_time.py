@@ -54,7 +54,7 @@ def train(row: Row, epoch: int) -> None:
 
 def measure(names: list[str], recipe: Recipe, passes: int, say=print) -> list[Row]:
     """All rows, measured in turns: first the passes without training, then the training epochs."""
-    store, device = data.locate(recipe.data, recipe.size), device_of(recipe)
+    device, store = device_of(recipe), data.locate(recipe.data, recipe.size)
     rows = [Row(name) for name in [*names, CEILING]]
     for row in rows:
         row.prepare(recipe, store, device)
@@ -153,7 +153,7 @@ def main(given: list[str] | None = None) -> None:
         raise InputError("--epochs needs 2 or more and --passes 1 or more: the first of each is not counted")
     recipe = Recipe(**asked, momentum=0.9, schedule="linear")
     results = figures(measure(names, recipe, passes, say=lambda text: print(text, file=sys.stderr)))
-    store, device = data.locate(recipe.data, recipe.size), device_of(recipe)
+    device, store = device_of(recipe), data.locate(recipe.data, recipe.size)
     about = facts(store, device, {**asked, "passes": passes})
     print(table(HEADER, lines(results)))
     title = f"{recipe.net} on {about['data']['name']}, batch {recipe.batch_size}, {about['hardware']['device']}"

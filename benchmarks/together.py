@@ -94,7 +94,7 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
 
 def main(given: list[str] | None = None) -> None:
     asked, name, recipe = options(given)
-    store, device = data.locate(recipe.data), device_of(recipe)
+    device, store = device_of(recipe), data.locate(recipe.data)
     rows = [Row.make(size, recipe, store, device, asked.as_one) for size in asked.sizes]
     first = rows[0].group.trainings[0]
     if asked.steps > (most := len(first.train) - 4):  # a last batch may be smaller

@@ -1,5 +1,6 @@
-"""Memory that a process keeps while it trains on a processor. Counted in page faults, not in seconds."""
+"""How a process is set for training on a processor. Its memory is counted in page faults, not in seconds."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -10,7 +11,7 @@ FAULTS = """
 import resource, torch
 from train.device import keep_memory
 if {kept}:
-    keep_memory(torch.device("cpu"))
+    keep_memory()
 before = 0
 for _ in range(12):  # the first few settle where it lies
     torch.zeros(1 << 24)
@@ -23,3 +24,19 @@ print(faults)
 def test_memory_that_was_freed_is_used_again_without_page_faults():
     handed_back, kept = (int(subprocess.check_output([sys.executable, "-c", FAULTS.format(kept=kept)])) for kept in (False, True))
     assert kept < handed_back / 10, f"{kept} and {handed_back} page faults for 64 MB"
+
+
+# a million products, so that every thread has its share
+DENORMAL = """
+import sys, torch
+from train.recipe import Recipe
+from train.runs import train
+train(Recipe(net="level1", device="cpu", epochs=1, batch_size=16, data=sys.argv[1], out=sys.argv[2]), say=lambda *_: None)
+print(int((torch.full((1 << 20,), 1e-20) * 1e-20).count_nonzero()))
+"""
+
+
+def test_denormals_are_zero_in_every_thread_that_trains(store, tmp_path):
+    """Which are started after this is set: what is done before must not start them."""
+    command = [sys.executable, "-c", DENORMAL, store.path, tmp_path / "run"]
+    assert subprocess.check_output(command, env={**os.environ, "OMP_NUM_THREADS": "2"}, text=True).strip() == "0"

@@ -18,7 +18,7 @@ from pipelines.mixing import Targets, mix
 from train.average import Average
 from train.compiled import compile_step, restore
 from train.course import Course, Diverged, Progress, follow
-from train.device import DTYPES, keep_memory, precision_of
+from train.device import DTYPES, precision_of
 from train.evaluate import Outcome, evaluate
 from train.objective import cross_entropy, distillation
 from train.optim import Plateau, optimiser
@@ -48,7 +48,6 @@ class Training:
 
     def __post_init__(self):
         self.precision = precision_of(self.recipe, self.device)
-        keep_memory(self.device)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.optimiser = optimiser(self.net, self.recipe)
         self.average = Average(self.net, self.recipe.ema) if self.recipe.ema else None
