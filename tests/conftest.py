@@ -14,7 +14,6 @@ os.environ["NUMBA_CACHE_DIR"] = COMPILED.name
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from makers import stored  # noqa: E402
 
@@ -23,8 +22,9 @@ from pipelines.convert import convert, statistics  # noqa: E402
 from pipelines.errors import exit_code  # noqa: E402
 from pipelines.sources import find  # noqa: E402
 from pipelines.store import Store, write  # noqa: E402
+from train.device import flush_denormals  # noqa: E402
 
-torch.set_flush_denormal(True)  # as whoever trains does first (`train/device.py`): here before a test starts the threads
+flush_denormals()  # as whoever trains does first: here before a test starts the threads
 settings.register_profile("tenfold", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tenfold")  # the same examples every time, and nothing that depends on how busy the machine is
 

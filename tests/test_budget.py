@@ -26,7 +26,7 @@ def quiet(*_):
     pass
 
 
-@given(epochs=st.integers(1, 200), first=st.integers(0, 40), grown=st.floats(0, 1))
+@given(epochs=st.integers(1, 200), first=st.integers(0, 40), grown=st.floats(0, 1, allow_subnormal=False))
 def test_a_training_has_the_sides_that_are_timed(epochs, first, grown):
     had = [side(epoch, epochs, first, 32, grown) for epoch in range(epochs)]
     assert had == sorted(had) and set(had) <= set(sides(first, 32, grown))
@@ -44,7 +44,7 @@ def test_seconds_are_those_of_every_epoch_at_its_side():
     assert budget.training_seconds(Recipe(), 8, 10, 32, {32: 5.0}) == 400
 
 
-@given(minutes=st.floats(0.2, 60), steps=st.integers(1, 9), first=st.sampled_from((0, 16, 24)))
+@given(minutes=st.floats(0.2, 60, allow_subnormal=False), steps=st.integers(1, 9), first=st.sampled_from((0, 16, 24)))
 def test_the_most_epochs_that_fit_are_found(minutes, steps, first):
     recipe = Recipe(minutes=minutes, first_side=first, grown=0.67)
     limit = 60 * minutes * (1 - budget.RESERVE)

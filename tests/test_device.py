@@ -40,3 +40,8 @@ def test_denormals_are_zero_in_every_thread_that_trains(store, tmp_path):
     """Which are started after this is set: what is done before must not start them."""
     command = [sys.executable, "-c", DENORMAL, store.path, tmp_path / "run"]
     assert subprocess.check_output(command, env={**os.environ, "OMP_NUM_THREADS": "2"}, text=True).strip() == "0"
+
+
+def test_numpy_does_not_remark_on_it():
+    asked = "import numpy, torch; from train.device import settled; settled(torch.device('cpu')); print(numpy.finfo(numpy.float32), numpy.finfo(numpy.float64))"
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", asked], check=True, stdout=subprocess.DEVNULL)

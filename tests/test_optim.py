@@ -12,7 +12,7 @@ import nets
 from pipelines.errors import InputError
 from train.optim import Muon, newton_schulz, optimiser, orthogonal
 from train.progressive import resize, side
-from train.recipe import Recipe
+from train.recipe import MUON_NORMS, Recipe
 from train.runs import train
 
 
@@ -36,16 +36,30 @@ def test_padding_with_zeros_changes_nothing():
     assert torch.allclose(newton_schulz(padded, 3, 1e-7)[:, :6, :20], newton_schulz(m, 3, 1e-7), atol=1e-5)
 
 
-def test_one_step_of_muon_is_the_textbooks():
+@pytest.mark.parametrize("norm", MUON_NORMS)
+def test_one_step_of_muon_is_the_textbooks(norm):
     torch.manual_seed(0)
     weight, gradient = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)
     p = torch.nn.Parameter(weight.clone())
-    made = Muon([{"params": [p], "filters": True, "momentum": 0.6, "lr": 0.1}])
+    made = Muon([{"params": [p], "filters": True, "norm": norm, "momentum": 0.6, "lr": 0.1}])
     p.grad = gradient.clone()
     made.step()
-    kept = weight * (4**0.5 / weight.norm())
+    kept = weight * (4**0.5 / weight.norm()) if norm == "filter" else weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     move = newton_schulz((gradient * 1.6).reshape(1, 4, 27), 3, 1e-7).reshape(4, 3, 3, 3)
     assert torch.allclose(p, kept - 0.1 * move, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", MUON_NORMS)
+def test_a_row_without_gradients_shrinks_unless_rows_are_kept(norm):
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(8, 16, 1, 1))
+    made = Muon([{"params": [p], "filters": True, "norm": norm, "momentum": 0.6, "lr": 0.3}])
+    for _ in range(300):
+        p.grad = torch.randn_like(p)
+        p.grad[3] = 0.0
+        made.step()
+    norms = p.detach().flatten(1).norm(dim=1)
+    assert norms[3] < 0.1 * norms.median() if norm == "filter" else torch.allclose(norms[3], torch.ones(()))
 
 
 def test_the_rest_goes_as_torchs_nesterov_sgd():

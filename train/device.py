@@ -2,6 +2,7 @@
 
 import ctypes
 
+import numpy as np
 import torch
 
 from pipelines.errors import InputError
@@ -59,4 +60,6 @@ def flush_denormals() -> None:
     rows' values are denormal: an Intel processor then took 3.3 times as long for a step, and the loss was the same to the last bit (`benchmarks/LOG.md`).
     Threads that run already are left as they are. Source: torch.set_flush_denormal.
     """
+    for kind in (np.float32, np.float64):  # NumPy works out their smallest numbers once, and warns where there are none
+        np.finfo(kind)
     torch.set_flush_denormal(True)

@@ -8,6 +8,8 @@ from torch import nn
 
 from train.recipe import Recipe
 
+EPS = 1e-7  # below which a norm is not divided by
+
 
 def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """SGD, AdamW or Muon over what trains. Every group keeps its largest rate as `initial_lr`, which the schedule scales.
@@ -31,7 +33,7 @@ def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta), capturable=recipe.compiled and trained[0].is_cuda)
     rate = {"lr": recipe.muon_lr, "initial_lr": recipe.muon_lr}
-    groups.append({"params": filters, "filters": True, "momentum": recipe.muon_momentum, **rate})
+    groups.append({"params": filters, "filters": True, "norm": recipe.muon_norm, "momentum": recipe.muon_momentum, **rate})
     return Muon(groups, momentum=recipe.momentum)
 
 
@@ -39,8 +41,10 @@ class Muon(torch.optim.Optimizer):
     """Muon for groups marked `filters`, SGD with Nesterov's momentum for all others.
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves a filter by its momentum made orthogonal. As in
-    its authors' CIFAR-10 trainings, each filter is then scaled back to the norm that a unit-variance row would have,
-    sqrt(out), so that the rate is a fraction of the filter.
+    its authors' CIFAR-10 trainings, each filter is first scaled back to the norm that rows of norm one would give it,
+    sqrt(out), so that the rate is a fraction of the filter. With `norm` "row" each of its rows is, [in, height, width]: of a
+    whole filter a row that no gradient reaches shrinks as the others grow, and where a net multiplies two rows' values, both
+    die together (`benchmarks/LOG.md`).
     """
 
     def __init__(self, groups: list[dict], lr: float = 0.0, momentum: float = 0.9):
@@ -70,8 +74,11 @@ class Muon(torch.optim.Optimizer):
         self._move(parameters, self._momenta(parameters, group), group)
 
     def _filters(self, parameters: list[torch.Tensor], group: dict) -> None:
-        norms = torch._foreach_norm(parameters)
-        torch._foreach_mul_(parameters, [len(p) ** 0.5 / norm for p, norm in zip(parameters, norms)])
+        if group.get("norm") == "row":
+            torch._foreach_div_(parameters, [torch.linalg.vector_norm(p, dim=(1, 2, 3), keepdim=True).clamp_min(EPS) for p in parameters])
+        else:
+            norms = torch._foreach_norm(parameters)
+            torch._foreach_mul_(parameters, [len(p) ** 0.5 / norm for p, norm in zip(parameters, norms)])
         momenta = [m.flatten(1) for m in self._momenta(parameters, group)]
         moves = [move.view_as(p) for move, p in zip(orthogonal(momenta), parameters)]
         self._move(parameters, moves, group)
@@ -81,7 +88,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(parameters, torch._foreach_mul(directions, group["lr"]))
 
 
-def orthogonal(matrices: list[torch.Tensor], steps: int = 3, eps: float = 1e-7) -> list[torch.Tensor]:
+def orthogonal(matrices: list[torch.Tensor], steps: int = 3, eps: float = EPS) -> list[torch.Tensor]:
     """Each matrix with its singular values moved to about one (0.7 to 1.2), by Newton-Schulz iterations.
 
     The quintic and its coefficients are Muon's. Matrices of one shape are done as one batch; on CUDA, where a launch

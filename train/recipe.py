@@ -12,6 +12,7 @@ SCHEDULES = ("constant", "plateau", "step", "linear", "cosine")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMISERS = ("sgd", "adamw", "muon")
+MUON_NORMS = ("filter", "row")
 VIEWS = (1, 2, 6)
 ASIDE = ("seed", "runs", "together", "sweep", "out", "data")  # what two runs of one experiment may differ in
 
@@ -53,6 +54,7 @@ class Recipe:
     head_lr: float = _setting(0.0, "largest learning rate of the other weights beside Muon's filters; 0 for lr")
     muon_lr: float = _setting(0.1, "largest learning rate of Muon, fraction of a filter's norm")
     muon_momentum: float = _setting(0.6, "of Muon")
+    muon_norm: str = _setting("filter", "what Muon keeps at one norm: filter, the whole of it, or row, what makes one channel", MUON_NORMS)
     nesterov: bool = _setting(False, "Nesterov's momentum")
     weight_decay: float = _setting(0.0, "L2 penalty on weights of two or more dimensions")
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes")

@@ -13,7 +13,7 @@ GROUPS = {
     "net": "net norm",
     "run": "epochs minutes batch_size seed runs together sweep out eval_every views views_share save_minutes events",
     "speed": "device precision compiled deterministic",
-    "optimiser": "optimiser lr momentum nesterov weight_decay beta muon_lr muon_momentum head_lr label_smoothing ema",
+    "optimiser": "optimiser lr momentum nesterov weight_decay beta muon_lr muon_momentum muon_norm head_lr label_smoothing ema",
     "schedule": "schedule warmup floor step_epochs factor patience",
     "images that grow": "first_side grown",
     "augmentation, the same in every pipeline": "flip translate padding cutout",
