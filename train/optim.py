@@ -33,7 +33,8 @@ def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta), capturable=recipe.compiled and trained[0].is_cuda)
     rate = {"lr": recipe.muon_lr, "initial_lr": recipe.muon_lr}
-    groups.append({"params": filters, "filters": True, "norm": recipe.muon_norm, "momentum": recipe.muon_momentum, **rate})
+    kept = {} if recipe.muon_norm == "filter" else {"norm": recipe.muon_norm}  # a checkpoint from before there was a choice has no such entry
+    groups.append({"params": filters, "filters": True, "momentum": recipe.muon_momentum, **rate, **kept})
     return Muon(groups, momentum=recipe.momentum)
 
 
