@@ -106,7 +106,8 @@ def tiny() -> Recipe:
     """For a GPU: the most accuracy from few parameters, `tiny83k` for 200 epochs. Several seeds at once: `--runs 8 --together 8`.
 
     `modern` with a running mean of the weights, with rows of filters that Muon keeps at one norm, so that no channel dies, and with the
-    augmentation that 200 epochs want: larger shifts, rotation, colours, sharpness, and mixup that grows over the first half. Neither time nor accuracy has been measured: no GPU was at hand.
+    augmentation that 200 epochs want: larger shifts, rotation, colours, sharpness, and mixup that grows over the first half. Neither time nor
+    accuracy has been measured: no GPU was at hand.
     """
     richer = dict(translate=4, affine_p=0.5, rotate=15.0, brightness=0.1, contrast=0.1, saturation=0.1, sharpness=0.3, mixup=0.2, mix_ramp=100.0)
     return replace(modern(), net="tiny83k", epochs=200, ema=0.999, muon_norm="row", compiled=torch.cuda.is_available(), eval_every=10, **richer)
