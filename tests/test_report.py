@@ -155,6 +155,15 @@ class Averaged(nn.Module):
         return self.head(self.features(images_NCHW).mean((2, 3)))
 
 
+def test_without_a_report_all_figures_are_there_and_no_page_of_an_earlier_run(run_folder, store, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(run_folder, out)
+    train(replace(Recipe(**SMALL), precision="fp32", data=str(store.path), out=str(out), report=False), "", lambda *_: None)
+    assert {p.name for p in out.iterdir()} == {"checkpoint.pt", "metrics.jsonl", "model.safetensors", "steps.jsonl", "summary.json"}
+    theirs, ours = (result.summary(folder) for folder in (run_folder, out))
+    assert ours.keys() == theirs.keys() and ours["test_accuracy"] == theirs["test_accuracy"]
+
+
 def test_grad_cam_is_cam_where_the_head_is_linear():
     """The paper's theorem: with a global average pool and a linear layer, the weights are the layer's (up to a factor)."""
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ from train.command import parser_of
 from train.document import SERIES, document, table
 from train.interval import Interval
 
-LEFT_OUT = ("out", "data", "runs", "events")  # settings that say where a run is, not what it is; the data are compared by name and checksum
+LEFT_OUT = ("out", "data", "runs", "events", "report")  # settings that say where a run is, not what it is; the data are compared by name and checksum
 HEAD = ("run", "accuracy", "n", "deviation", "95% interval", "parameters", "images/s", "train s", "total s")
 
 

@@ -14,7 +14,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMISERS = ("sgd", "adamw", "muon")
 MUON_NORMS = ("filter", "row")
 VIEWS = (1, 2, 6)
-ASIDE = ("seed", "runs", "together", "sweep", "out", "data")  # what two runs of one experiment may differ in
+ASIDE = ("seed", "runs", "together", "sweep", "out", "data", "report")  # what two runs of one experiment may differ in
 
 
 def _setting(default, text: str, choices=None):
@@ -46,6 +46,7 @@ class Recipe:
     deterministic: bool = _setting(False, "the same bits again on CUDA too, at some cost; a CPU gives them always")
     out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
     events: bool = _setting(False, "write TensorBoard's events, too, into RUN/events")
+    report: bool = _setting(True, "write the run's page and pictures, which take seconds; all figures and the model are there without")
     optimiser: str = _setting("sgd", "muon: Muon for the filters, SGD with Nesterov's momentum for the rest", OPTIMISERS)
     save_minutes: float = _setting(2.0, "minutes between checkpoints within an epoch; 0 for one after every step")
     lr: float = _setting(0.1, "largest learning rate of SGD or AdamW")

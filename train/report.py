@@ -40,6 +40,12 @@ def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store
     page.write(out, summary, history, outcome, store.classes, found, seen)
 
 
+def remove(out: Path) -> None:
+    """Leave no page or picture of an earlier run beside figures of another."""
+    for name in ("report.md", "report.html", "curves.png", "confusion.png", "mistakes.png", "reasons.png", "seen.png"):
+        (out / name).unlink(missing_ok=True)
+
+
 def markdown(summary: dict, history: list[dict], outcome: Outcome, classes: tuple[str, ...], mistakes: str) -> str:
     """The run as Markdown. `mistakes` says what the pictures of them show."""
     seconds, data = summary["seconds"], summary["data"]

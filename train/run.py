@@ -126,7 +126,10 @@ class Run:
         checkpoint.save_model(out / "model.safetensors", training.finished, identity)
         summary["seconds"] = self.watch.report()  # for the page; the summary's count the page, too
         write_json(out / "summary.json", summary)  # whatever becomes of the pictures
-        report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))
+        if recipe.report:
+            report.write(out, summary, training.history, training.outcome, store, tested_images(recipe, store))
+        else:
+            report.remove(out)
         summary["seconds"] = self.watch.report()
         write_json(out / "summary.json", summary)
         notes = [summary["tested_on"]] * (summary["tested_on"] != "test") + ["taught"] * summary["taught"]
