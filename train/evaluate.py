@@ -1,12 +1,14 @@
 """The test pass: logits of every image, in the store's order."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from pipelines.transfer import sent
 from train.ranks import Ranks
 
 
@@ -43,28 +45,53 @@ def evaluate(net: nn.Module, pipeline, autocast, views: int = 1, share: float = 
     logits_NK, labels_N = passed(net, pipeline, autocast, views if share == 1 else 1)
     if share < 1 and views > 1:
         places = torch.from_numpy(pipeline.plan.places[: len(logits_NK)]).to(logits_NK.device)
-        unsure_N = least_confident(ranks.gathered(logits_NK, pipeline.plan), share)[places]
-        if unsure_N.any():  # in this process's part
-            logits_NK[unsure_N], _ = passed(net, pipeline, autocast, views, unsure_N)
+        unsure_n = least_confident(ranks.gathered(logits_NK, pipeline.plan), share)[places].nonzero().flatten()
+        if len(unsure_n):  # in this process's part
+            again = []
+            for images in picked(pipeline, unsure_n.cpu().numpy()):
+                with autocast():
+                    again.append(fitting(net, images, views))
+            logits_NK[unsure_n] = torch.cat(again)[: len(unsure_n)]
     net.train()
     logits, labels = (ranks.gathered(rows, pipeline.plan) for rows in (logits_NK, labels_N))
     loss = nn.functional.cross_entropy(logits, labels).item()
     return Outcome(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), loss)
 
 
-def passed(net: nn.Module, pipeline, autocast, views: int, wanted_N: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits float32[n,K], labels int64[n]) of the images of epoch 0, or of those that are `wanted`, bool[N]."""
-    logits, labels, first = [], [], 0
+def passed(net: nn.Module, pipeline, autocast, views: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits float32[N,K], labels int64[N]) of the images of epoch 0."""
+    logits, labels = [], []
     for images, classes in pipeline.epoch(0):
-        if wanted_N is not None:
-            chosen = wanted_N[first : first + len(images)]
-            first += len(images)
-            images, classes = images[chosen].contiguous(memory_format=torch.channels_last), classes[chosen]
-        if len(images):
-            with autocast():
-                logits.append(fitting(net, images, views))
-            labels.append(classes)
+        with autocast():
+            logits.append(fitting(net, images, views))
+        labels.append(classes)
     return torch.cat(logits), torch.cat(labels)
+
+
+def picked(pipeline, wanted_n: np.ndarray) -> Iterator[torch.Tensor]:
+    """The images of epoch 0 at the positions `wanted`, int64[n], n > 0 and ascending, in batches of the pipeline's size.
+
+    The last one is filled up with images that were there: on a GPU kernels are chosen anew for every size of batch, which took longer than all
+    the rest of a test pass.
+    """
+    parts, first, size = [], 0, 0
+    for images, _ in pipeline.epoch(0):
+        size = max(size, len(images))
+        here = wanted_n[(first <= wanted_n) & (wanted_n < first + len(images))] - first
+        first += len(images)
+        parts.append(images[sent(here, images.device)])
+        if sum(map(len, parts)) >= size:
+            whole = joined(parts)
+            yield whole[:size]
+            parts = [whole[size:]]
+    rest = joined(parts)
+    if len(rest):
+        yield joined([rest] * -(-size // len(rest)))[:size]
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The images of all parts, in channels_last order."""
+    return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
 
 def least_confident(logits_NK: torch.Tensor, share: float) -> torch.Tensor:
