@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from nets.layers import block, half, point
+from nets.layers import GlobalMean, block, half, point
 
 
 def pool(channels: int) -> nn.Module:
@@ -37,7 +37,7 @@ def wide(num_classes: int, norm: str, dropout: float, shrink: Callable[[int], nn
         squeeze, middle, widen = point(inputs, 16, norm, dropout), block(16, 32, norm, dropout), block(32, 64, norm, dropout)
         stages[f"stage{i}"] = nn.Sequential(squeeze, middle, widen, shrink(64))
     mix, last = nn.Conv2d(64, num_classes, 3, padding=1), nn.Conv2d(num_classes, num_classes, 1)
-    stages["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), mix, last, nn.Flatten())
+    stages["head"] = nn.Sequential(GlobalMean(), mix, last, nn.Flatten())
     return nn.Sequential(stages)
 
 
@@ -47,5 +47,5 @@ def narrow(num_classes: int, norm: str, dropout: float) -> nn.Module:
     for i in range(1, 4):
         blocks = [half(32, 32, norm, dropout), block(32, 32, norm, dropout), block(32, 32, norm, dropout)]
         stages[f"stage{i}"] = nn.Sequential(*blocks)
-    stages["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 64, 1), nn.Conv2d(64, num_classes, 1), nn.Flatten())
+    stages["head"] = nn.Sequential(GlobalMean(), nn.Conv2d(32, 64, 1), nn.Conv2d(64, num_classes, 1), nn.Flatten())
     return nn.Sequential(stages)

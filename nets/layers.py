@@ -116,6 +116,16 @@ def global_max(images_NCHW: torch.Tensor) -> torch.Tensor:
     return F.max_pool2d(images_NCHW, images_NCHW.shape[-2:]).flatten(1)
 
 
+class GlobalMean(nn.AdaptiveAvgPool2d):
+    """The mean of every channel, [N,C,1,1]. torch's own pool is taken apart net by net where several go together (`torch.func.vmap`); a mean is not."""
+
+    def __init__(self):
+        super().__init__(1)
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        return images_NCHW.mean((2, 3), keepdim=True)
+
+
 class MaxHead(nn.Module):
     """Global max-pool, linear without bias, logits times `scale`: logits_NK from images_NCHW of any size.
 

@@ -7,21 +7,29 @@ scale, logits kept small. c is a 3x3 convolution, batch norm and SiLU; in the fi
 """
 
 from collections import OrderedDict
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
 
 from nets.layers import global_max, norm as norm_of
 
+if torch.cuda.is_available() and find_spec("triton"):
+    from nets import fused
+else:
+    fused = None  # type: ignore[assignment]
+
 
 class Whitening(nn.Conv2d):
-    """A frozen 2x2 convolution to the eigenvectors of the training patches, scaled to unit variance, and their negatives.
+    """A frozen convolution to the eigenvectors of the training patches, scaled to unit variance, and their negatives.
 
-    `fit` sets it; before that it is a random projection. Only the bias trains.
+    `fit` sets it; before that it is a random projection. Only the bias trains. Of the eigenvectors those of most variance are `kept`; 0 for all.
     """
 
-    def __init__(self, channels: int = 3, kernel: int = 2):
-        super().__init__(channels, 2 * channels * kernel**2, kernel)
+    def __init__(self, channels: int = 3, kernel: int = 2, kept: int = 0):
+        self.kept = kept or channels * kernel**2
+        super().__init__(channels, 2 * self.kept, kernel)
         self.weight.requires_grad_(False)
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]  # there is one
 
@@ -31,7 +39,7 @@ class Whitening(nn.Conv2d):
         k, channels = self.kernel_size[0], self.in_channels
         patches = images_NCHW.float().unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * k * k)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (vectors / torch.sqrt(values + eps)).T.flip(0).reshape(-1, channels, k, k)
+        filters = (vectors / torch.sqrt(values + eps)).T.flip(0).reshape(-1, channels, k, k)[: self.kept]
         self.weight.copy_(torch.cat([filters, -filters]))
 
 
@@ -45,7 +53,7 @@ def unscaled(kind: str, channels: int) -> nn.Module:
 
 
 class Group(nn.Sequential):
-    """Widen, pool, refine: [N,inputs,H,W] → [N,outputs,H/2,W/2]."""
+    """Widen, pool, refine: [N,inputs,H,W] → [N,outputs,H/2,W/2]. In training on CUDA by the kernels of `fused.py`."""
 
     def __init__(self, inputs: int, outputs: int, norm: str, dropout: float):
         first, second = (nn.Conv2d(i, outputs, 3, padding=1, bias=False) for i in (inputs, outputs))
@@ -54,11 +62,50 @@ class Group(nn.Sequential):
         drop = [nn.Dropout2d(dropout)] if dropout else []
         super().__init__(first, nn.MaxPool2d(2), unscaled(norm, outputs), nn.SiLU(), *drop, second, unscaled(norm, outputs), nn.SiLU(), *drop)
 
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if not self.fusible(images_NCHW):
+            return super().forward(images_NCHW)
+        modules: tuple[Any, ...] = tuple(self)
+        first, _, norm, _, second, last, _ = modules
+        if not self.training:
+            out = tested(first(images_NCHW), norm, True)
+            return tested(second(out), last, False)
+        out, stats, *_ = fused.pool_norm_silu(first(images_NCHW), norm.bias, norm.eps)
+        follow(norm, stats, out)
+        out, stats = fused.norm_silu(second(out), last.bias, last.eps)
+        follow(last, stats, out)
+        return out
+
+    def fusible(self, images_NCHW: torch.Tensor) -> bool:
+        """Whether the kernels can do it: they know plain batch norm, of more than one value, and no dropout. In a test pass they have no gradients,
+        and are no part of an exported program."""
+        plain = [type(module) for module in self] == [nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.SiLU, nn.Conv2d, nn.BatchNorm2d, nn.SiLU]
+        count, _, height, width = images_NCHW.shape
+        alone = self.training or not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        return fused is not None and images_NCHW.is_cuda and plain and alone and count * (height // 2) * (width // 2) > 1
+
+
+def tested(images_NCHW: torch.Tensor, norm: Any, pooled: bool) -> torch.Tensor:
+    """What a group does behind a convolution, with the norm's running statistics."""
+    images = images_NCHW.contiguous(memory_format=torch.channels_last)
+    return fused.applied(images, norm.bias, torch.stack([norm.running_mean, norm.running_var]), norm.eps, pooled)
+
+
+@torch.no_grad()
+def follow(norm: Any, stats: torch.Tensor, images_NCHW: torch.Tensor) -> None:
+    """Move a norm's running statistics by those of a batch, mean and variance, as nn.BatchNorm2d does."""
+    count = images_NCHW.numel() // images_NCHW.shape[1]
+    norm.running_mean.mul_(1 - norm.momentum).add_(stats[0], alpha=norm.momentum)  # vmap knows no lerp_
+    norm.running_var.mul_(1 - norm.momentum).add_(stats[1], alpha=norm.momentum * count / (count - 1))
+    norm.num_batches_tracked.add_(1)
+
 
 class Speednet(nn.Module):
-    def __init__(self, num_classes: int, widths: tuple[int, ...], norm: str, dropout: float):
+    settled = False  # whether the whitening's bias rests: it matters in the first epochs, and its gradient costs a tenth of a step
+
+    def __init__(self, num_classes: int, widths: tuple[int, ...], norm: str, dropout: float, kernel: int, kept: int):
         super().__init__()
-        self.whitening = Whitening()
+        self.whitening = Whitening(kernel=kernel, kept=kept)
         pairs = zip((self.whitening.out_channels, *widths), widths)
         self.groups = nn.Sequential(OrderedDict((f"group{i + 1}", Group(*pair, norm, dropout)) for i, pair in enumerate(pairs)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
@@ -71,9 +118,14 @@ class Speednet(nn.Module):
         self.whitening.fit(images_NCHW)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        bias = self.whitening.bias.detach() if self.settled else self.whitening.bias
+        white = nn.functional.silu(nn.functional.conv2d(images_NCHW, self.whitening.weight, bias))
         # over all that is left: 3x3 at 32 pixels, as the record's pool, and any size beside
-        return self.head(global_max(self.groups(nn.functional.silu(self.whitening(images_NCHW))))) * self.scale
+        return self.head(global_max(self.groups(white))) * self.scale
 
 
-def build(num_classes: int = 10, norm: str = "batch", dropout: float = 0.0, widths: tuple[int, ...] = (64, 256, 256)) -> nn.Module:
-    return Speednet(num_classes, widths, norm, dropout)
+def build(
+    num_classes: int = 10, norm: str = "batch", dropout: float = 0.0, widths: tuple[int, ...] = (64, 256, 256), kernel: int = 2, kept: int = 0
+) -> nn.Module:
+    """kernel, kept  of the whitening: its side, and how many eigenvectors"""
+    return Speednet(num_classes, widths, norm, dropout, kernel, kept)

@@ -67,5 +67,5 @@ def build(num_classes: int = 10, norm: str = "channel", dropout: float = 0.0) ->
 
     stem = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), layers.norm(norm, 48))
     down = nn.Sequential(nn.Conv2d(48, 80, 4, stride=2, padding=1, groups=16), layers.norm(norm, 80))
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(80, num_classes))
+    head = nn.Sequential(layers.GlobalMean(), nn.Flatten(), nn.Linear(80, num_classes))
     return nn.Sequential(OrderedDict(stem=stem, fine=blocks(48), down=down, coarse=blocks(80), head=head))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets.layers import norm as norm_of
+from nets.layers import GlobalMean, norm as norm_of
 
 
 class Block(nn.Module):
@@ -52,5 +52,5 @@ def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], nor
         if i:
             layers[f"down{i}"] = down(widths[i - 1], width, norm)
         layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout) for _ in range(count)))
-    layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+    layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
     return nn.Sequential(layers)

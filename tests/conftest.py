@@ -12,6 +12,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 COMPILED = tempfile.TemporaryDirectory()
 os.environ["NUMBA_CACHE_DIR"] = COMPILED.name
 
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, and when kernels are defined
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402

@@ -13,9 +13,6 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 pytest.importorskip("triton", reason="Triton is not installed")
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined, that is in the import below
-
 from conftest import make_store
 
 import pipelines

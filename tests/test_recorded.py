@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_store
 
+from pipelines.mixing import Targets
 from train.compiled import keep_rates
 from train.course import follow
 from train.device import device_of
@@ -130,6 +131,6 @@ def test_a_graph_reads_what_it_is_given():
     recorded = Recorded(work, Graphs(device))
     for step in range(FIRST + 4):
         weight.fill_(step)
-        batch = torch.full((2, 3, 4, 4), float(step), device=device), (torch.full((2,), step, device=device), None, None)
+        batch = torch.full((2, 3, 4, 4), float(step), device=device), Targets(torch.full((2,), step, device=device))
         loss, right = recorded([batch])
         assert (loss.item(), right.item()) == (96.0 * step * step, 2 * step)

@@ -28,10 +28,11 @@ def compile_step(training) -> None:
     keep_rates(training.optimiser, training.device)
     # no dynamic shapes: a program each for the full batch, the last one, and every side
     training.forward = torch.compile(training.forward, dynamic=False)
-    training.update = torch.compile(training.optimiser.step, dynamic=False)
+    # without torch 2.11's search for loops that could be turned to be fused: it takes the optimisers' lists for single tensors, and fails
+    training.update = torch.compile(training.optimiser.step, dynamic=False, options={"loop_ordering_after_fusion": False})
     if cuda:
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # its choices are part of the recording
-        training.work = Recorded(training.work, Graphs(training.device))
+        training.work = Recorded(training.work, Graphs(training.device), lambda: training.phase)
 
 
 def keep_rates(optimiser: torch.optim.Optimizer, device: torch.device) -> None:

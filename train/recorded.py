@@ -30,20 +30,21 @@ class Recording(NamedTuple):
 
 
 class Recorded:
-    """`work`, recorded for every size of batch that it is called with: the first calls run as they are.
+    """`work`, recorded for every size of batch and every phase that it is called in: the first calls run as they are.
 
+    phase   tells in which way `work` works at present, a value that can be a key
     device  gives `alone(work, batches)`, the results of a call that is not recorded, and `record(work, batches)`, which does no work yet:
             (results, replay); as `Graphs`
     """
 
-    def __init__(self, work: Work, device):
-        self.work, self.device = work, device
+    def __init__(self, work: Work, device, phase: Callable[[], object] = lambda: None):
+        self.work, self.device, self.phase = work, device, phase
         self.calls: Counter = Counter()
         self.recordings: dict[tuple, Recording] = {}
 
     def __call__(self, batches: list[Batch]) -> Results:
         given = [tensor for images, targets in batches for tensor in (images, *targets)]
-        size = tuple(None if tensor is None else (*tensor.shape, tensor.dtype) for tensor in given)
+        size = self.phase(), *(None if tensor is None else (*tensor.shape, tensor.dtype) for tensor in given)
         if size not in self.recordings:
             self.calls[size] += 1
             if self.calls[size] <= FIRST:

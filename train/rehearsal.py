@@ -55,9 +55,10 @@ def try_test(training) -> None:
 
 
 def sizes(training) -> Iterator[Batch]:
-    """A batch of every size of image and of batch that is to come."""
+    """A batch of every size of image and of batch that is to come; the net trains what it will train with them."""
     images, targets = next(training.batches(0))
     last = len(training.train.plan.ids) % len(images)
-    for shown in sorted({training.side(epoch) for epoch in range(training.recipe.epochs)}):
+    for shown, rests in sorted({(training.side(epoch), training.settles(epoch)) for epoch in range(training.recipe.epochs)}):
+        training.settle(rests)
         for count in {len(images), last} - {0}:
             yield resize(images[:count], shown), targets.first(count)

@@ -9,8 +9,10 @@ Shapes: images_BGCHW in memory order B,H,W,G,C (channels_last for a convolution 
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
+from torch import nn
 from torch.func import functional_call, vmap
 
 from pipelines.errors import InputError
@@ -39,6 +41,7 @@ class Together:
             return
         if self.precision == "fp16":
             raise InputError("--together with fp16: its loss scaler looks at one net at a time: use --precision bf16 or fp32")
+        own_norms(first.net)
         self.parameters = stacked([dict(t.net.named_parameters()) for t in trainings])
         self.buffers = stacked([dict(t.net.named_buffers()) for t in trainings])
         self.gradients = [p.grad for p in self.parameters.values() if p.requires_grad]
@@ -119,6 +122,11 @@ class Together:
         parts = zip(self.trainings, logits, images_BGCHW.unbind(1), targets)
         return torch.stack([t.loss(said, images, wanted) for t, said, images, wanted in parts]), logits
 
+    @property
+    def phase(self) -> bool:
+        """As a training's own; all go through theirs together."""
+        return self.trainings[0].phase
+
     def update(self) -> None:
         """Move all weights by their gradients."""
         self.optimiser.step()
@@ -129,6 +137,21 @@ class Together:
             for group in training.optimiser.param_groups:
                 for parameter in group["params"]:
                     self.optimiser.state[parameter] = training.optimiser.state[parameter]
+
+
+def own_norms(net: nn.Module) -> None:
+    """Have batch norms call torch's own kernels: its choice between them and cuDNN's asks for a memory order, which a batch of vmap cannot tell."""
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.forward = partial(own_norm, module)
+
+
+def own_norm(norm: nn.BatchNorm2d, images: torch.Tensor) -> torch.Tensor:
+    """What `norm` does to its images."""
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+    tensors = images, norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return torch.native_batch_norm(*tensors, norm.training, norm.momentum, norm.eps)[0]
 
 
 def stacked(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

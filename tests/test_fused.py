@@ -1,0 +1,142 @@
+"""The kernels of batch norm, SiLU and max-pool against torch's own: interpreted where there is no GPU."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, vmap
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from nets import fused, speednet
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+SIZES = [(3, 5, 7, 8), (2, 64, 15, 15), (40, 24, 2, 3), (2, 3, 2, 2)]
+HALF = dict(rtol=2e-2, atol=2e-2)
+EPS = 1e-5
+
+
+def theirs(images, bias, pooled):
+    """The same in float64, written out: on CUDA torch's batch norm is not made for a bias alone."""
+    pixels = F.max_pool2d(images, 2) if pooled else images
+    mean, variance = pixels.mean((0, 2, 3), keepdim=True), pixels.var((0, 2, 3), unbiased=False, keepdim=True)
+    return F.silu((pixels - mean) * torch.rsqrt(variance + EPS) + bias[:, None, None])
+
+
+def compare(size, dtype, pooled):
+    torch.manual_seed(sum(size))
+    images = (2 * torch.randn(size) + 0.5).to(DEVICE, dtype, memory_format=torch.channels_last)
+    bias = torch.randn(size[1], device=DEVICE)
+    ours, wanted = ([t.detach().clone().to(kind).requires_grad_() for t in (images, bias)] for kind in (None, torch.float64))
+    out, stats, *_ = (fused.pool_norm_silu if pooled else fused.norm_silu)(*ours, EPS)
+    expected = theirs(*wanted, pooled)
+    gradient = torch.randn_like(expected).to(dtype)
+    out.backward(gradient)
+    expected.backward(gradient.double())
+    limits = HALF if dtype.itemsize == 2 else dict(rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.double(), expected, **limits)
+    torch.testing.assert_close(ours[0].grad.double(), wanted[0].grad, **limits)
+    torch.testing.assert_close(ours[1].grad.double(), wanted[1].grad, rtol=limits["rtol"], atol=1e-2 * gradient[:, 0].numel() ** 0.5)
+    pixels = F.max_pool2d(wanted[0], 2) if pooled else wanted[0]
+    for ours_of, theirs_of in zip(stats, (pixels.mean((0, 2, 3)), pixels.var((0, 2, 3), unbiased=False))):
+        torch.testing.assert_close(ours_of.double(), theirs_of, rtol=1e-4, atol=1e-4)
+    assert out.is_contiguous(memory_format=torch.channels_last) and ours[0].grad.is_contiguous(memory_format=torch.channels_last)
+    given = (images, bias, torch.stack([pixels.mean((0, 2, 3)), pixels.var((0, 2, 3), unbiased=False)]).float().detach(), EPS)
+    torch.testing.assert_close(fused.applied(*given, pooled).double(), expected, **limits)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the interpreter cuts bfloat16 off, unrounded
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_values_gradients_and_statistics_are_torchs(size, dtype, pooled):
+    compare(size, dtype, pooled)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("size", [(500, 64, 31, 31), (500, 256, 15, 15), (2000, 256, 3, 3), (2000, 256, 7, 7)], ids=str)
+def test_so_they_are_at_full_size(size, pooled):
+    compare(size, torch.bfloat16, pooled)
+
+
+def test_ties_and_no_numbers_are_pooled_as_torch_does():
+    images = torch.randint(-2, 3, (4, 6, 9, 8), device=DEVICE).float().to(memory_format=torch.channels_last)
+    _, _, pooled, place = fused.pool_norm_silu(images, torch.zeros(6, device=DEVICE), EPS)
+    expected, flat = F.max_pool2d(images, 2, return_indices=True)
+    assert torch.equal(pooled, expected)
+    assert torch.equal(place.long(), flat // 8 % 2 * 2 + flat % 8 % 2)
+    images[0, 0, 1, 1] = torch.nan
+    assert fused.pool_norm_silu(images, torch.zeros(6, device=DEVICE), EPS)[2][0, 0, 0, 0].isnan()
+
+
+@pytest.mark.parametrize("operator", [fused.norm_silu, fused.pool_norm_silu])
+def test_torch_finds_no_fault_with_the_operators(operator):
+    torch.library.opcheck(operator, (torch.randn(2, 4, 6, 6, device=DEVICE, requires_grad=True), torch.randn(4, device=DEVICE, requires_grad=True), EPS))
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """(a group by the kernels, the same by torch), biases and statistics moved."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(speednet, "fused", fused)
+    ours = speednet.Group(6, 8, "batch", 0.0).to(DEVICE, memory_format=torch.channels_last)
+    for norm in (ours[2], ours[5]):
+        nn.init.normal_(norm.bias)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    wanted = deepcopy(ours)
+    monkeypatch.setattr(ours, "fusible", lambda images: True)
+    monkeypatch.setattr(wanted, "fusible", lambda images: False)
+    return ours, wanted
+
+
+def test_a_group_learns_and_tests_as_torchs(groups):
+    images = torch.randn(4, 6, 9, 9, device=DEVICE)
+    for training in (True, False):
+        results = []
+        for group in groups:
+            group.train(training).zero_grad()
+            with torch.set_grad_enabled(training):
+                results.append(group(images))
+            if training:
+                results[-1].square().sum().backward()
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    trained = [[p.grad for p in group.parameters() if p.requires_grad] for group in groups]
+    torch.testing.assert_close(*trained, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*[list(group.buffers()) for group in groups], rtol=1e-4, atol=1e-4)
+
+
+def test_groups_of_several_nets_go_together(groups):
+    ours, wanted = groups
+    scaled = {name: torch.stack([p.detach() * (1 + 0.1 * i * p.requires_grad) for i in range(3)]).requires_grad_() for name, p in ours.named_parameters()}
+    moved = {name: torch.stack([b.clone() for _ in range(3)]) for name, b in ours.named_buffers()}
+    images = torch.randn(4, 3, 6, 9, 9, device=DEVICE)
+    out = vmap(lambda p, b, x: functional_call(ours, (p, b), (x,)), in_dims=(0, 0, 1), randomness="different")(scaled, moved, images)
+    out.square().sum().backward()
+    for i in range(3):
+        parameters = {name: p[i].detach().requires_grad_() for name, p in scaled.items()}
+        buffers = {name: b.clone() for name, b in wanted.named_buffers()}
+        expected = functional_call(wanted, (parameters, buffers), (images[:, i],))
+        expected.square().sum().backward()
+        torch.testing.assert_close(out[i], expected, rtol=1e-4, atol=1e-4)
+        for name in ("0.weight", "2.bias", "4.weight", "5.bias"):
+            torch.testing.assert_close(scaled[name].grad[i], parameters[name].grad, rtol=1e-3, atol=1e-3)
+        for name in buffers:
+            torch.testing.assert_close(moved[name][i], buffers[name], rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_kernels_do_not_know_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(speednet, "fused", fused)
+
+    class Pretends(torch.Tensor):
+        is_cuda = True
+
+    images = torch.zeros(2, 3, 4, 4).as_subclass(Pretends)
+    made = speednet.Group(3, 4, "batch", 0.0)
+    assert made.fusible(images) and not made.fusible(torch.zeros(2, 3, 4, 4)) and not made.fusible(images[:1, :, :2, :2])
+    assert not made.eval().fusible(images)
+    with torch.no_grad():
+        assert made.fusible(images)
+    assert not speednet.Group(3, 4, "batch", 0.1).fusible(images) and not speednet.Group(3, 4, "ghost", 0.0).fusible(images)
