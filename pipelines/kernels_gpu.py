@@ -11,7 +11,8 @@ The arithmetic, for 32x32x3 in float16: 3,072 bytes read, 6,144 written and 24 o
 the 4.8 TB/s of an H200 are 519 M images/s. In SASS for sm_90 an image takes some 1,800 warp instructions (19 a value: 16 in the
 loop, 3 for hash and set-up), of which 132 multiprocessors issue 927 G/s at 1.755 GHz: 509 M images/s. One warp
 makes one image; a thread holds 2 neighbouring columns of 8 rows, so that a warp loads whole 32-byte stretches of 2 rows and
-stores 64-byte ones, and what depends on a column or a row alone is computed once. 80 registers, no shared memory, no spills.
+stores 64-byte ones, and what depends on a column or a row alone is computed once. 80 registers, no shared memory, no spills. On an H100, whose memory has 3.0 TB/s
+in a copy and so 325 M images/s to give, one launch made 262 M images/s in bfloat16.
 """
 
 from contextlib import nullcontext
