@@ -2,7 +2,8 @@
 
     python -m benchmarks gpu --out DIR --minutes M [--data PATH]
 
-First the GPU tests, then the benchmarks, the most telling first (`ENTRIES`); each result is in DIR as soon as it is
+First the GPU tests, and beside them short runs of what compiles, so that its programs are there; then the benchmarks one by one, the most telling first
+(`ENTRIES`); each result is in DIR as soon as it is
 known, and DIR/summary.md says how far it is. It ends inside M minutes. Called again with the same DIR on the same
 commit, it goes on where it stopped (`steps.py` says what that means). A further benchmark joins by one entry of `ENTRIES`.
 
@@ -37,6 +38,7 @@ class Entry:
     module, full, quick  the command: python -m module, then the flags of one of the two
     writes               flag → the file or folder in the results' folder that it names
     result               what must be there in the end, and is removed before a new try; "" for nothing
+    programs             flags of a short run that compiles all that the full one will; "" for none
     charts               the same, where there is matplotlib
     """
 
@@ -50,6 +52,7 @@ class Entry:
     most: float
     least: float = 60.0
     charts: dict[str, str] = field(default_factory=dict)
+    programs: str = ""
 
 
 TINY = "--limit 128 --batch-size 16"
@@ -59,8 +62,9 @@ ENTRIES = (
         "speed",
         "How many seconds to which accuracy, beside the speed records' scripts?",
         "benchmarks.time_to_accuracy",
-        full="speed --runs 10",
-        quick="level1 --epochs 1 --limit 128 --runs 2",
+        full="speed --runs 10 --no-report",
+        quick="level1 --epochs 1 --limit 128 --runs 2 --no-report",
+        programs="speed --runs 1 --no-report",
         writes={"--out": "speed"},
         result="speed/result.json",
         most=600,
@@ -70,6 +74,7 @@ ENTRIES = (
         "How many trainings of a tiny net an hour, one at a time and eight as one program?",
         "benchmarks.together",
         full="modern --net tiny83k --compiled --steps 100",
+        programs="modern --net tiny83k --compiled --steps 1 --passes 1",
         quick=f"modern --net tiny83k --steps 2 --passes 1 {TINY}",
         writes={"--json": "together.json"},
         result="together.json",
@@ -123,8 +128,8 @@ ENTRIES = (
         "speed_50",
         "The same with fifty seeds: those that are there are kept.",
         "benchmarks.time_to_accuracy",
-        full="speed --runs 50",
-        quick="level1 --epochs 1 --limit 128 --runs 3",
+        full="speed --runs 50 --no-report",
+        quick="level1 --epochs 1 --limit 128 --runs 3 --no-report",
         writes={"--out": "speed"},
         result="",
         most=600,
@@ -151,20 +156,25 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
         most=300,
         needs=("pytest", "hypothesis", "psutil"),
         skip="" if device == "cuda" else "the tests marked gpu need a CUDA device",
+        beside=True,
     )
     drawn = bool(importlib.util.find_spec("matplotlib"))
 
-    def benchmark(entry: Entry) -> Step:
-        files = entry.writes | (entry.charts if drawn else {})
-        written = (word for flag, name in files.items() for word in (flag, str(folder / name)))
-        command = (PYTHON, "-m", entry.module, *(entry.quick if quick else entry.full).split(), "--data", data, "--device", device, *written)
+    def benchmark(entry: Entry, programs: bool = False) -> Step:
+        files = entry.writes if programs else entry.writes | (entry.charts if drawn else {})
+        place = folder / "programs" if programs else folder
+        written = (word for flag, name in files.items() for word in (flag, str(place / name)))
+        flags = entry.quick if quick else entry.programs if programs else entry.full
+        command = (PYTHON, "-m", entry.module, *flags.split(), "--data", data, "--device", device, *written)
         most = entry.most
         if entry.module == "benchmarks.time_to_accuracy" and peers:
             command += ("--target", "peer", *(word for script in peers for word in ("--peer", script)))
             most += PEER_SECONDS * len(peers)
+        if programs:
+            return Step(f"programs-{entry.name}", command, f"Programs for {entry.name}; its figures mean nothing.", most=most, after="machine", beside=True)
         return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after="machine")
 
-    return [first, tests, *map(benchmark, ENTRIES)]
+    return [first, tests, *(benchmark(entry, True) for entry in ENTRIES if entry.programs), *map(benchmark, ENTRIES)]
 
 
 def machine(data: str, device: str, file: str) -> None:
@@ -217,6 +227,7 @@ def gpu(given: list[str], begin: float) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step at work is ended too
     data = str(Path(asked.data).resolve()) if asked.data and Path(asked.data).exists() else asked.data
     index = Index(Path(asked.out).resolve(), identity() + ("-quick" if asked.quick else "") + ("-cpu" if asked.device == "cpu" else ""))
+    (index.folder / "programs").mkdir(exist_ok=True)
     listed = steps(index.folder, data, asked.device, asked.quick, tuple(str(Path(script).resolve()) for script in asked.peer))
     states = run(listed, index, begin + 60 * asked.minutes, say=lambda text: print(text, flush=True))
     done = states.count("done")

@@ -4,7 +4,8 @@
     OUT/summary.md              the same to read, with what each finished step printed
     OUT/<commit>/<step>.txt     what a step printed (stdout); .log (stderr); and the files that it wrote itself
 
-A step is a command in a process group of its own, killed as a whole when its time is over. Its state is
+A step is a command in a process group of its own, killed as a whole when its time is over. Steps that time nothing, and follow one another, run side by
+side: compiling is what takes the time of a short training, and leaves the device idle. A step's state is
 
     done      ended well and wrote what it promised; not run again
     failed    ended badly; tried once more by a later call
@@ -19,8 +20,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from benchmarks.measure import table, write_json
@@ -45,6 +47,7 @@ class Step:
     needs    modules without which it is skipped
     after    a step that must be done before
     skip     a reason to skip it that is known beforehand
+    beside   times nothing, and may run beside others that do not
     """
 
     name: str
@@ -56,6 +59,7 @@ class Step:
     needs: tuple[str, ...] = ()
     after: str = ""
     skip: str = ""
+    beside: bool = False
 
 
 @dataclass
@@ -114,24 +118,33 @@ def run(steps: list[Step], index: Index, deadline: float, say: Callable[[str], N
 
     deadline  as `clock` tells it, in seconds: every step has ended then
     """
-    for step in steps:
-        left = deadline - clock() - LAST_WORDS
-        limit, entry = min(left, step.most), index.entry(step.name)
-        if entry.get("state") == "done":
-            say(f"{step.name}: done before")
-            continue
-        reason = _why_not(step, entry, limit, index)
-        if reason:
-            # a failure is not forgotten because there was no time to try it again
-            index.put(step, entry["state"] if entry.get("tries") else "skipped", entry["reason"] if entry.get("tries") else reason)
-            say(f"{step.name}: not run: {reason}")
-            continue
-        say(f"{step.name}: begins, at most {limit:.0f} s ({left:.0f} s left)")
-        begin = clock()
-        state, reason = _attempt(step, index.folder, limit)
-        index.put(step, state, reason, seconds=round(clock() - begin, 1), limit=round(limit, 1), tries=entry.get("tries", 0) + 1)
-        say(f"{step.name}: {state} after {clock() - begin:.0f} s{reason and ': ' + reason}")
+    for _, some in groupby(steps, key=lambda step: step.beside or step.name):  # True for those that may run side by side
+        group = [step for step in some if _begins(step, index, deadline - clock() - LAST_WORDS, say)]
+        with ExitStack() as running:
+            begin, left = clock(), deadline - clock() - LAST_WORDS
+            tries = [running.enter_context(_Try(step, index.folder, min(left, step.most))) for step in group]
+            for step, one in zip(group, tries):
+                say(f"{step.name}: begins, at most {one.limit:.0f} s ({left:.0f} s left)")
+            for step, one in zip(group, tries):
+                state, reason = one.outcome(max(begin + one.limit - clock(), 0.0))
+                seconds = clock() - begin
+                index.put(step, state, reason, seconds=round(seconds, 1), limit=round(one.limit, 1), tries=index.entry(step.name).get("tries", 0) + 1)
+                say(f"{step.name}: {state} after {seconds:.0f} s{reason and ': ' + reason}")
     return [index.entry(step.name)["state"] for step in steps]
+
+
+def _begins(step: Step, index: Index, left: float, say: Callable[[str], None]) -> bool:
+    """Whether a step is to be run now; where it is not, that is said and written down."""
+    entry = index.entry(step.name)
+    if entry.get("state") == "done":
+        say(f"{step.name}: done before")
+        return False
+    reason = _why_not(step, entry, min(left, step.most), index)
+    if reason:
+        # a failure is not forgotten because there was no time to try it again
+        index.put(step, entry["state"] if entry.get("tries") else "skipped", entry["reason"] if entry.get("tries") else reason)
+        say(f"{step.name}: not run: {reason}")
+    return not reason
 
 
 def _why_not(step: Step, entry: dict, limit: float, index: Index) -> str:
@@ -152,38 +165,52 @@ def _why_not(step: Step, entry: dict, limit: float, index: Index) -> str:
     return ""
 
 
-def _attempt(step: Step, folder: Path, limit: float) -> tuple[str, str]:
-    """(state, reason) of one try of at most `limit` seconds."""
-    printed, log = folder / f"{step.name}.txt", folder / f"{step.name}.log"
-    result = folder / step.result if step.result else None
-    if result:
-        result.unlink(missing_ok=True)  # what an earlier try left is not this one's
-    try:
-        with printed.open("wb") as out, log.open("wb") as err:
-            code = _in_a_group(step.command, out, err, limit)
-    except OSError as error:
-        return "failed", f"cannot be started: {error}"
-    if code is None:
-        return "stopped", f"not done within {limit:.0f} s"
-    if code:
-        return "failed", f"exit code {code}: {_last_line(log) or _last_line(printed)}"
-    if result and not result.exists():
-        return "failed", f"ended without writing {step.result}"
-    return "done", ""
+class _Try:
+    """One try of a step, of at most `limit` seconds; a context, behind which nothing of it is left running."""
 
+    def __init__(self, step: Step, folder: Path, limit: float):
+        self.step, self.limit = step, limit
+        self.printed, self.log = folder / f"{step.name}.txt", folder / f"{step.name}.log"
+        self.result = folder / step.result if step.result else None
+        self.process: subprocess.Popen | None = None
+        self.error = ""
 
-def _in_a_group(command: tuple[str, ...], out, err, limit: float) -> int | None:
-    """The exit code of a command; None where it ran for longer than `limit` seconds. Nothing of it is left running."""
-    streams = dict(stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment(), **streams, start_new_session=True)
-    try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:  # Ctrl-C too; and workers that outlive their parent would disturb the next step
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def __enter__(self) -> "_Try":
+        if self.result:
+            self.result.unlink(missing_ok=True)  # what an earlier try left is not this one's
+        try:
+            with self.printed.open("wb") as out, self.log.open("wb") as err:
+                streams = dict(stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+                self.process = subprocess.Popen(self.step.command, cwd=ROOT, env=_environment(), **streams, start_new_session=True)
+        except OSError as error:
+            self.error = f"cannot be started: {error}"
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill what is left of it. Ctrl-C comes here, too; and workers that outlive their parent would disturb the next step."""
+        if self.process:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def outcome(self, left: float) -> tuple[str, str]:
+        """(state, reason), in `left` seconds at the latest."""
+        if self.process is None:
+            return "failed", self.error
+        try:
+            code = self.process.wait(left)
+        except subprocess.TimeoutExpired:
+            return "stopped", f"not done within {self.limit:.0f} s"
+        finally:
+            self.end()
+        if code:
+            return "failed", f"exit code {code}: {_last_line(self.log) or _last_line(self.printed)}"
+        if self.result and not self.result.exists():
+            return "failed", f"ended without writing {self.step.result}"
+        return "done", ""
 
 
 def _environment() -> dict[str, str]:

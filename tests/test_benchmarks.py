@@ -217,6 +217,20 @@ def test_time_over_kills_the_whole_group_and_the_next_call_needs_more(tmp_path):
     assert go(tmp_path, [step("forever", most=3)])[0] == ["done"]
 
 
+def test_steps_that_time_nothing_run_side_by_side(tmp_path):
+    """Each waits for what the other writes; a third is killed with its time, and the next begins when all have ended."""
+
+    def wait(mine: str, theirs: str) -> str:
+        return f"import os, time; open({str(tmp_path / mine)!r}, 'w').close()\nwhile not os.path.exists({str(tmp_path / theirs)!r}): time.sleep(0.01)"
+
+    pair = [step("a", wait("a", "b"), beside=True), step("b", wait("b", "a"), beside=True)]
+    listed = [*pair, step("c", "import time; time.sleep(600)", most=3, beside=True), step("d", beside=True, needs=("no_such_module",)), step("e")]
+    states, said, entries = go(tmp_path, listed)
+    assert states == ["done", "done", "stopped", "skipped", "done"] and entries["d"]["reason"] == "no_such_module not installed"
+    order = [line.split(":")[0] for line in said]
+    assert order == ["d", "a", "b", "c", "a", "b", "c", "e", "e"]
+
+
 def test_what_there_is_no_time_or_no_module_for_is_skipped_with_the_reason(tmp_path):
     listed = [step("long", least=50), step("short", least=5), step("bare", needs=("no_such_module",)), step("told", skip="not here")]
     states, _, entries = go(tmp_path, listed, left=40.0)
@@ -243,7 +257,8 @@ def test_gpu_command_lists_steps_that_fit_together(tmp_path):
     for quick in (False, True):
         listed = gpu.steps(tmp_path, "data", "cuda", quick)
         names = [s.name for s in listed]
-        assert names[:3] == ["machine", "tests", "speed"] and len(set(names)) == len(names)
+        assert names[:5] == ["machine", "tests", "programs-speed", "programs-together", "speed"] and len(set(names)) == len(names)
+        assert [s.name for s in listed if s.beside] == names[1:4]
         assert all(s.after in ("", *names[:i]) and s.least < s.most for i, s in enumerate(listed))
     assert [s.skip != "" for s in gpu.steps(tmp_path, "", "cpu", True)] == [name == "tests" for name in names]
 
