@@ -100,6 +100,14 @@ def test_resize_keeps_what_it_should(dtype):
     assert torch.allclose(resize(torch.full((1, 3, 32, 48), 0.5), 16), torch.full((1, 3, 16, 24), 0.5))
 
 
+@pytest.mark.parametrize(("shape", "side"), [((2, 3, 32, 32), 20), ((3, 1, 28, 28), 16), ((2, 3, 33, 48), 24), ((0, 3, 32, 32), 16)])
+def test_resize_is_torchs_antialiased_interpolation(shape, side):
+    images = torch.rand(shape).to(memory_format=torch.channels_last)
+    wide = round(shape[3] * side / shape[2])
+    expected = torch.nn.functional.interpolate(images, size=(side, wide), mode="bilinear", antialias=True) if len(images) else images[..., :side, :wide]
+    torch.testing.assert_close(resize(images, side), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_compiled_step_learns_what_the_eager_one_does_and_seeds_share_it(tmp_path):
     store = make_store(tmp_path / "even.safetensors", train=32)
     small = dict(net="level1", epochs=2, batch_size=16, lr=0.02, muon_lr=0.05, device="cpu", precision="fp32", optimiser="muon", eval_every=0)

@@ -3,6 +3,8 @@
 A convolution's cost falls with the square of the side, and what an epoch teaches at first falls less.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -24,9 +26,22 @@ def sides(first: int, full: int, grown: float) -> list[int]:
 
 def resize(images_NCHW: torch.Tensor, side: int) -> torch.Tensor:
     """The images at `side` pixels of height, antialiased, in their own shape; the same tensor where that is their size
-    already. dtype and memory format are kept; the arithmetic is float32."""
-    height, width = images_NCHW.shape[-2:]
+    already. dtype and memory format are kept; the arithmetic is float32.
+
+    What torch's `interpolate` gives, as two products of matrices, over the rows and over the columns: three to four times as fast on a processor.
+    """
+    count, channels, height, width = images_NCHW.shape
     if height == side:
         return images_NCHW
-    small = F.interpolate(images_NCHW.float(), size=(side, round(width * side / height)), mode="bilinear", antialias=True, align_corners=False)
-    return small.to(images_NCHW.dtype, memory_format=torch.channels_last)
+    wide = round(width * side / height)
+    down, across = weights(side, height, 1, images_NCHW.device), weights(wide, width, channels, images_NCHW.device)
+    rows = down @ images_NCHW.permute(0, 2, 3, 1).reshape(count, height, width * channels).float()
+    small_NHWC = (rows @ across.T).view(count, side, wide, channels)
+    return small_NHWC.permute(0, 3, 1, 2).to(images_NCHW.dtype, memory_format=torch.channels_last)
+
+
+@cache
+def weights(small: int, full: int, channels: int, device: torch.device) -> torch.Tensor:
+    """float32[small * channels, full * channels]: the share that each pixel of a line has in each of a shorter one, of as many channels as lie side by side."""
+    line = F.interpolate(torch.eye(full)[None, None], size=(small, full), mode="bilinear", antialias=True, align_corners=False)[0, 0]
+    return torch.kron(line.contiguous(), torch.eye(channels)).to(device)
