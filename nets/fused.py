@@ -1,4 +1,6 @@
-"""Batch norm without scale and SiLU, with or without a 2x2 max-pool before them, for training on a GPU: Triton kernels that touch a map as seldom as can be.
+"""What speednet does between its convolutions, on a GPU: Triton kernels that touch a map as seldom as can be.
+
+Batch norm without scale and SiLU, with or without a 2x2 max-pool before them, and the whitening with its SiLU.
 
 torch.compile takes two to five times the time that the bytes of these need: it reads a map once more for the statistics, and its backward pass of a
 pool works out the norm's gradient anew for each of a window's four pixels (`benchmarks/LOG.md`). Here, for a map x of b bytes and its pooled map p,
@@ -184,6 +186,26 @@ def back_kernel(
         tl.store(out + at, before, mask=whole)
 
 
+@triton.jit
+def white_kernel(
+    images, filters, bias, out, count,
+    HEIGHT: tl.constexpr, LENGTH: tl.constexpr, COLOURS: tl.constexpr, SIDE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """SiLU of a convolution of few colours, no padding: `count` pixels of C channels. filters float32[SIDE * SIDE * COLOURS, C], in the order of memory."""
+    channel = tl.arange(0, WIDTH)[None, :]
+    known = channel < C
+    h: tl.constexpr = HEIGHT - SIDE + 1
+    w: tl.constexpr = LENGTH - SIDE + 1
+    pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = pixel < count
+    corner = images + ((pixel // (h * w)).to(tl.int64) * HEIGHT + pixel // w % h) * LENGTH * COLOURS + pixel % w * COLOURS
+    z = tl.zeros([ROWS, WIDTH], tl.float32) + tl.load(bias + channel, mask=known, other=0.0)
+    for k in tl.static_range(SIDE * SIDE * COLOURS):
+        value = tl.load(corner + (k // (SIDE * COLOURS) * LENGTH * COLOURS + k % (SIDE * COLOURS)), mask=inside, other=0.0).to(tl.float32)
+        z += value * tl.load(filters + k * C + channel, mask=known, other=0.0)
+    tl.store(out + pixel.to(tl.int64) * C + channel, (z * tl.sigmoid(z)).to(out.dtype.element_ty), mask=inside & known)
+
+
 def wide(channels: int) -> tuple[int, int]:
     """(ROWS, WIDTH) of a tile."""
     width = triton.next_power_of_2(channels)
@@ -291,6 +313,33 @@ def pool_norm_silu_backward(
 @pool_norm_silu_backward.register_fake
 def _(gradient, pooled, place, bias_C, stats, eps, height, width):
     return like(pooled, *pooled.shape[:2], height, width), torch.empty_like(stats[0])
+
+
+@torch.library.custom_op("tenfold::white", mutates_args=())
+def white(images_NCHW: torch.Tensor, weight: torch.Tensor, bias_C: torch.Tensor) -> torch.Tensor:
+    """SiLU(conv2d(images, weight, bias)), in the images' dtype; without gradients, for a whitening that rests."""
+    images = ordered(images_NCHW)
+    channels, colours, side, _ = weight.shape
+    height, length = images.shape[2:]
+    out = like(images, len(images), channels, height - side + 1, length - side + 1)
+    filters = weight.float().permute(2, 3, 1, 0).reshape(-1, channels).contiguous()
+    count, (tall, width) = out[:, 0].numel(), wide(channels)
+    tall *= 2  # of a thread's instructions a third loads filters, which serve all its pixels
+    white_kernel[(triton.cdiv(count, tall),)](images, filters, bias_C, out, count, height, length, colours, side, channels, tall, width, num_warps=WARPS)
+    return out
+
+
+@white.register_fake
+def _(images_NCHW, weight, bias_C):
+    count, _, height, length = images_NCHW.shape
+    return like(images_NCHW, count, len(weight), height - weight.shape[2] + 1, length - weight.shape[3] + 1)
+
+
+@white.register_vmap
+def _(info, in_dims, images, weight, bias):
+    """Net by net: each has filters of its own."""
+    each = [[t if dim is None else t.select(dim, i) for t, dim in zip((images, weight, bias), in_dims)] for i in range(info.batch_size)]
+    return torch.stack([white(*given) for given in each]), 0
 
 
 def keep(ctx, inputs, output) -> None:

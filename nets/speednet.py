@@ -77,12 +77,16 @@ class Group(nn.Sequential):
         return out
 
     def fusible(self, images_NCHW: torch.Tensor) -> bool:
-        """Whether the kernels can do it: they know plain batch norm, of more than one value, and no dropout. In a test pass they have no gradients,
-        and are no part of an exported program."""
+        """Whether the kernels can do it: they know plain batch norm, of more than one value, and no dropout."""
         plain = [type(module) for module in self] == [nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.SiLU, nn.Conv2d, nn.BatchNorm2d, nn.SiLU]
         count, _, height, width = images_NCHW.shape
-        alone = self.training or not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        return fused is not None and images_NCHW.is_cuda and plain and alone and count * (height // 2) * (width // 2) > 1
+        known = plain and (self.training or untaught())
+        return fused is not None and images_NCHW.is_cuda and known and count * (height // 2) * (width // 2) > 1
+
+
+def untaught() -> bool:
+    """Whether this is a plain test pass: the kernels for it have no gradients, and are no part of an exported program."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def tested(images_NCHW: torch.Tensor, norm: Any, pooled: bool) -> torch.Tensor:
@@ -118,8 +122,12 @@ class Speednet(nn.Module):
         self.whitening.fit(images_NCHW)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        bias = self.whitening.bias.detach() if self.settled else self.whitening.bias
-        white = nn.functional.silu(nn.functional.conv2d(images_NCHW, self.whitening.weight, bias))
+        resting = self.settled if self.training else untaught()
+        if resting and fused is not None and images_NCHW.is_cuda:
+            white = fused.white(images_NCHW, self.whitening.weight, self.whitening.bias.detach())
+        else:
+            bias = self.whitening.bias.detach() if resting else self.whitening.bias
+            white = nn.functional.silu(nn.functional.conv2d(images_NCHW, self.whitening.weight, bias))
         # over all that is left: 3x3 at 32 pixels, as the record's pool, and any size beside
         return self.head(global_max(self.groups(white))) * self.scale
 

@@ -74,7 +74,31 @@ def test_ties_and_no_numbers_are_pooled_as_torch_does():
 
 @pytest.mark.parametrize("operator", [fused.norm_silu, fused.pool_norm_silu])
 def test_torch_finds_no_fault_with_the_operators(operator):
+    torch.library.opcheck(fused.white, (torch.randn(2, 3, 6, 6, device=DEVICE), torch.randn(4, 3, 2, 2, device=DEVICE), torch.randn(4, device=DEVICE)))
     torch.library.opcheck(operator, (torch.randn(2, 4, 6, 6, device=DEVICE, requires_grad=True), torch.randn(4, device=DEVICE, requires_grad=True), EPS))
+
+
+def whitened(size, dtype, channels, side):
+    torch.manual_seed(0)
+    images = torch.randn(size).to(DEVICE, dtype, memory_format=torch.channels_last)
+    weight, bias = torch.randn(channels, size[1], side, side, device=DEVICE), torch.randn(channels, device=DEVICE)
+    for ordered in (weight, weight.to(memory_format=torch.channels_last)):
+        out = fused.white(images, ordered, bias)
+        expected = F.silu(F.conv2d(images.double(), weight.double(), bias.double()))
+        torch.testing.assert_close(out.double(), expected, **(HALF if dtype.itemsize == 2 else dict(rtol=1e-4, atol=1e-4)))
+        assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("size", "channels", "side"), [((3, 3, 8, 7), 24, 2), ((2, 3, 9, 9), 32, 3), ((2, 1, 5, 5), 5, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_whitening_with_its_silu_is_torchs(size, channels, side, dtype):
+    whitened(size, dtype, channels, side)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+def test_so_it_is_at_full_size():
+    whitened((500, 3, 32, 32), torch.bfloat16, 24, 2)
 
 
 @pytest.fixture
@@ -125,6 +149,13 @@ def test_groups_of_several_nets_go_together(groups):
             torch.testing.assert_close(scaled[name].grad[i], parameters[name].grad, rtol=1e-3, atol=1e-3)
         for name in buffers:
             torch.testing.assert_close(moved[name][i], buffers[name], rtol=1e-4, atol=1e-4)
+
+
+def test_whitenings_of_several_nets_are_each_net_s(monkeypatch):
+    images, weight, bias = torch.randn(2, 3, 3, 6, 6, device=DEVICE), torch.randn(3, 8, 3, 2, 2, device=DEVICE), torch.randn(3, 8, device=DEVICE)
+    out = vmap(fused.white, in_dims=(1, 0, 0))(images, weight, bias)
+    for i in range(3):
+        torch.testing.assert_close(out[i], F.silu(F.conv2d(images[:, i], weight[i], bias[i])), rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_kernels_do_not_know_is_left_to_torch(monkeypatch):
