@@ -107,14 +107,27 @@ def test_a_state_is_put_where_a_recording_reads_it(store, tmp_path, optimiser):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("together", [1, 2])
-def test_a_graph_learns_what_eager_steps_do(tmp_path, together):
+@pytest.mark.parametrize("way", ["compiled", "recorded"])
+@pytest.mark.parametrize(
+    "optimiser", [dict(optimiser="muon", muon_lr=0.02), dict(nesterov=True), dict(optimiser="adamw", lr=1e-3)], ids=["muon", "sgd", "adamw"]
+)
+def test_a_graph_learns_what_eager_steps_do(tmp_path, optimiser, way, together):
     """Losses of two seeds, the second in the first's recording, or both in one."""
     store = make_store(tmp_path / "even.safetensors", train=40)
-    recipe = Recipe(**{**SMALL, "device": "cuda", "net": "quick", "optimiser": "muon", "muon_lr": 0.02}, runs=2, together=together, data=str(store.path))
-    for compiled in (False, True):
-        train(replace(recipe, compiled=compiled, out=str(tmp_path / str(compiled))), "", lambda *_: None)
+    recipe = Recipe(**{**SMALL, "device": "cuda", "net": "quick", **optimiser}, runs=2, together=together, report=False, data=str(store.path))
+    for name, one in (("eager", recipe), ("graph", replace(recipe, **{way: True}))):
+        train(replace(one, out=str(tmp_path / name)), "", lambda *_: None)
     for seed in ("seed-0", "seed-1"):
-        torch.testing.assert_close(losses(tmp_path / "True" / seed), losses(tmp_path / "False" / seed), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(losses(tmp_path / "graph" / seed), losses(tmp_path / "eager" / seed), rtol=1e-2, atol=1e-2)
+
+
+def test_without_a_gpu_recorded_steps_are_the_plain_ones(tmp_path):
+    store = make_store(tmp_path / "even.safetensors", train=40)
+    recipe = Recipe(**SMALL, runs=2, data=str(store.path), report=False)
+    for recorded in (False, True):
+        train(replace(recipe, recorded=recorded, out=str(tmp_path / str(recorded))), "", lambda *_: None)
+    for seed in ("seed-0", "seed-1"):
+        assert losses(tmp_path / "True" / seed) == losses(tmp_path / "False" / seed)
 
 
 @pytest.mark.gpu

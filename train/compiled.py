@@ -1,6 +1,6 @@
-"""A training step through torch.compile: forward with loss, backward, and the optimiser, each one program.
+"""A training step made once for all that come: through torch.compile forward with loss, backward, and the optimiser, each one program.
 
-On CUDA all three are recorded as one graph (`recorded.py`), so that a step costs the host one launch and a copy of its batch. torch.compile's own
+On CUDA all three are recorded as one graph (`recorded.py`), compiled or not, so that a step costs the host one launch and a copy of its batch. torch.compile's own
 graphs are left out: each of its programs would be one, and a loss that is kept for the epoch's end would be written over by the next step.
 
 Seeds of one process share what was compiled: the parameters are inputs of the programs, not constants in them.
@@ -11,28 +11,40 @@ import logging
 import torch
 
 from pipelines.errors import InputError
+from train.recipe import Recipe
 from train.recorded import Graphs, Recorded
 
 REMARKS = ("torch._dynamo.variables.ctx_manager", "torch.utils.cpp_extension")  # on a profiler's marks, on a CUDA that is not there: nothing to act on
 PROGRAMS = 64  # of one method: a size of image times a size of batch times the trainings of a process; torch's own 8 are soon used up, and then it runs eagerly
 
 
-def compile_step(training) -> None:
-    """Replace `forward` and `update` of a `loop.Training`, on CUDA its `work`, too. Raises `InputError` for fp16, whose scaler looks at gradients on the host."""
+def build_step(training, recipe: Recipe) -> None:
+    """Replace what the recipe says of a `loop.Training` or `together.Together`: `forward` and `update`, on CUDA `work`, too.
+
+    Raises `InputError` for fp16, whose scaler looks at gradients on the host.
+    """
+    cuda = training.device.type == "cuda"
+    if not (recipe.compiled or (recipe.recorded and cuda)):
+        return
     if training.precision == "fp16":
-        raise InputError("--compiled with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
+        raise InputError("--compiled or --recorded with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
+    keep_rates(training.optimiser, training.device)
+    if recipe.compiled:
+        compile_step(training)
+    if cuda:
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # its choices are part of the recording
+        training.work = Recorded(training.work, Graphs(training.device), lambda: training.phase)
+
+
+def compile_step(training) -> None:
+    """Have the two programs in place of the methods."""
     for name in REMARKS:
         logging.getLogger(name).setLevel(logging.ERROR)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
-    cuda = training.device.type == "cuda"
-    keep_rates(training.optimiser, training.device)
     # no dynamic shapes: a program each for the full batch, the last one, and every side
     training.forward = torch.compile(training.forward, dynamic=False)
     # without torch 2.11's search for loops that could be turned to be fused: it takes the optimisers' lists for single tensors, and fails
     training.update = torch.compile(training.optimiser.step, dynamic=False, options={"loop_ordering_after_fusion": False})
-    if cuda:
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # its choices are part of the recording
-        training.work = Recorded(training.work, Graphs(training.device), lambda: training.phase)
 
 
 def keep_rates(optimiser: torch.optim.Optimizer, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipelines import Pipeline
 from pipelines.mixing import Targets, mix
 from train.average import Average
-from train.compiled import compile_step, restore
+from train.compiled import build_step, restore
 from train.course import Course, Diverged, Progress, follow
 from train.device import DTYPES, precision_of
 from train.evaluate import Outcome, evaluate
@@ -60,8 +60,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.outcome: Outcome | None = None
         self.progress, self.began = Progress(), time.perf_counter()
-        if self.recipe.compiled:
-            compile_step(self)
+        build_step(self, self.recipe)
 
     def restart(self, recipe: Recipe, net: nn.Module, train, test, watch: Stopwatch) -> "Training":
         """This training with another seed: the weights of `net` and new pipelines, in the tensors and programs that are here."""
@@ -275,7 +274,7 @@ def right_of(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
 
 
 def set_rate(group: dict, rate: float | torch.Tensor) -> None:
-    """Give an optimiser's group a learning rate; a compiled step keeps it in a tensor."""
+    """Give an optimiser's group a learning rate; a step that is made once keeps it in a tensor."""
     if torch.is_tensor(group["lr"]):
         group["lr"].fill_(rate)
     else:

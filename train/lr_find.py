@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> None:
         raise InputError("lr-find: the recipe's rates are 0: give it an --lr to start from")
     if given.steps < LAST or not 0 < given.lowest < given.highest < math.inf:
         raise InputError("--steps takes 10 or more, and --lowest and --highest factors above 0, the first below the second")
-    recipe = replace(recipe, compiled=False, first_side=0)  # a rate a step would be compiled anew; the rate is for whole images
+    recipe = replace(recipe, compiled=False, recorded=False, first_side=0)  # a rate a step would be compiled anew; the rate is for whole images
     device = device_of(recipe)
     out = Path(recipe.out or f"runs/lr-find-{name}")
     training = assemble(recipe, data.locate(recipe.data, recipe.size), device, Stopwatch(device))

@@ -15,11 +15,11 @@ from train.recorded import FIRST, Batch
 def rehearse(trainings: list, step: Callable[[list[Batch]], object]) -> None:
     """Have the kernels ready of `loop.Training`s that go together; `step` takes a batch of each.
 
-    Where they are compiled, a step at every size of image and batch that is to come, undone afterwards, and a batch of the test pass;
+    Where their steps are made once, a step at every size of image and batch that is to come, undone afterwards, and a batch of the test pass;
     else a batch through a copy of the net.
     """
     random, cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if trainings[0].device.type == "cuda" else []
-    if trainings[0].recipe.compiled:
+    if trainings[0].recipe.built:
         before = [deepcopy(training.net.state_dict()) for training in trainings]
         for training in trainings:
             training.prepare()

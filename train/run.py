@@ -43,7 +43,7 @@ TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a tra
 
 @dataclass
 class Kept:
-    """What the seeds of one process share, once the first has made it: the verified store, and the compiled trainings
+    """What the seeds of one process share, once the first has made it: the verified store, and the trainings whose steps are made once
     by the place that each has among those that go together, and their group. `ranks` is this process among several."""
 
     store: Store | None = None
@@ -52,7 +52,7 @@ class Kept:
     ranks: Ranks = Ranks()
 
     def earlier(self, recipe: Recipe, slot: int) -> Training | None:
-        """The compiled training in that place, if it is of the same experiment: a program has its settings in it."""
+        """The training in that place, if it is of the same experiment: a program has its settings in it."""
         training = self.trainings.get(slot)
         return training if training and training.recipe.experiment() == recipe.experiment() else None
 
@@ -82,7 +82,7 @@ class Run:
         with self.watch.lap("setup"):
             self.store = kept.locate(recipe)
             self.training = assemble(recipe, self.store, device, self.watch, kept.earlier(recipe, slot), kept.ranks)
-            if recipe.compiled:
+            if recipe.built:
                 kept.trainings[slot] = self.training
             if self.writes:
                 make_folder(out)
@@ -156,11 +156,13 @@ def verified(store: Store) -> Store:
 def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None, ranks: Ranks = Ranks()) -> Training:
     """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline.
 
-    earlier  a training of the same recipe with another seed, whose compiled step is then used again
+    earlier  a training of the same recipe with another seed, whose step is then used again
     ranks    the processes that share the training, of which this one does its part
     """
-    if recipe.compiled and not ranks.alone:
-        raise InputError("--compiled: several processes share a training eagerly only: add --no-compiled, or deal out whole trainings with --runs")
+    if recipe.built and not ranks.alone:
+        raise InputError(
+            "--compiled, --recorded: several processes share a training eagerly only: add --no-compiled --no-recorded, or deal out whole trainings with --runs"
+        )
     if recipe.minutes:
         raise InputError("--minutes: only python -m train fits epochs to a time: give --epochs")
     dtype = DTYPES[precision_of(recipe, device)]

@@ -16,7 +16,23 @@ from train.recipe import Recipe, flag
 from train.run import Kept, write_json
 
 FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device")  # not settings of one training, or the same for all
-SHAPES = ("net", "norm", "limit", "held_out", "epochs", "eval_every", "batch_size", "precision", "compiled", "optimiser", "first_side", "grown", "pipeline")
+SHAPES = (
+    "net",
+    "norm",
+    "limit",
+    "held_out",
+    "epochs",
+    "eval_every",
+    "batch_size",
+    "precision",
+    "compiled",
+    "recorded",
+    "optimiser",
+    "first_side",
+    "grown",
+    "settle",
+    "pipeline",
+)
 
 
 def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept) -> dict:

@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
-from train.compiled import compile_step
+from train.compiled import build_step
 from train.course import Course, Diverged
 from train.loop import Training, right_of, set_rate
 from train.objective import cross_entropies
@@ -47,8 +47,7 @@ class Together:
         self.gradients = [p.grad for p in self.parameters.values() if p.requires_grad]
         self.optimiser, self.leaders = merged(trainings)
         self.link()
-        if first.recipe.compiled:
-            compile_step(self)
+        build_step(self, first.recipe)
 
     def warm_up(self) -> None:
         """Have every kernel built before the clock of training runs (`rehearsal.py`)."""

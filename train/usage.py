@@ -12,7 +12,7 @@ GROUPS = {
     "data": "data size limit held_out pipeline",
     "net": "net norm settle",
     "run": "epochs minutes batch_size seed runs together sweep out eval_every views views_share save_minutes events report",
-    "speed": "device precision compiled deterministic",
+    "speed": "device precision compiled recorded deterministic",
     "optimiser": "optimiser lr momentum nesterov weight_decay beta muon_lr muon_momentum muon_norm head_lr label_smoothing ema",
     "schedule": "schedule warmup floor step_epochs factor patience",
     "images that grow": "first_side grown",
