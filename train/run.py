@@ -38,7 +38,7 @@ from train.together import Together
 SCHEMA = 1
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG q75)", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
 FEW = 200  # steps of a training from which little can be expected
-TEST_BATCH = 1000  # images; no gradient is kept, so it may be larger than a training batch
+TEST_BATCH = {"cpu": 1000, "cuda": 2500}  # images; no gradient is kept, so it may be larger than a training batch; a GPU wants few launches, and has the memory
 
 
 @dataclass
@@ -171,7 +171,7 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     loader = pipelines.open(recipe.pipeline, store, "train", batch_size=recipe.batch_size, policy=recipe.policy(), ids=ids, **common)
     loader = stage.stage(loader, recipe.extra(store.mean), store)
     tested = {"split": "test"} if held is None else {"split": "train", "ids": held}
-    test = pipelines.open(recipe.pipeline, store, batch_size=ranks.whole(TEST_BATCH), policy=PLAIN, **tested, **common)
+    test = pipelines.open(recipe.pipeline, store, batch_size=ranks.whole(TEST_BATCH[device.type]), policy=PLAIN, **tested, **common)
     torch.manual_seed(recipe.seed)
     options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
     net = nets.load(recipe.net, len(store.classes), **options)
