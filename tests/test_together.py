@@ -197,3 +197,8 @@ def test_shapes_do_not_go_together(store, tmp_path):
     with pytest.raises(InputError, match="cannot go together"):
         train(Recipe(**SMALL, sweep="batch_size=8,16", together=2, data=str(store.path), out=str(tmp_path / "s")), "", quiet)
     assert replace(Recipe(), together=2).together == 2
+
+
+def test_half_precision_as_one_program_on_a_cpu_is_refused(store, tmp_path):
+    with pytest.raises(InputError, match="--precision fp32"):
+        finished(store, tmp_path, {"precision": "bf16"}, [{"seed": 0}, {"seed": 1}], batched=True)

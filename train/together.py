@@ -41,6 +41,8 @@ class Together:
             return
         if self.precision == "fp16":
             raise InputError("--together with fp16: its loss scaler looks at one net at a time: use --precision bf16 or fp32")
+        if self.device.type == "cpu" and self.precision != "fp32":
+            raise InputError("--as-one: on a CPU torch casts nothing to half precision where several nets are one program: use --precision fp32")
         own_norms(first.net)
         self.parameters = stacked([dict(t.net.named_parameters()) for t in trainings])
         self.buffers = stacked([dict(t.net.named_buffers()) for t in trainings])
