@@ -9,6 +9,7 @@ import torch
 from conftest import make_store
 
 from pipelines.mixing import Targets
+from train import recipes
 from train.compiled import keep_rates
 from train.course import follow
 from train.device import device_of
@@ -147,3 +148,12 @@ def test_a_graph_reads_what_it_is_given():
         batch = torch.full((2, 3, 4, 4), float(step), device=device), Targets(torch.full((2,), step, device=device))
         loss, right = recorded([batch])
         assert (loss.item(), right.item()) == (96.0 * step * step, 2 * step)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_a_gpu_without_bf16_trains_the_default_step_by_step(half, monkeypatch):
+    """Its fp16 has a scaler, which looks at gradients on the host."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: half)
+    made = recipes.default()
+    assert (made.net, made.compiled, made.recorded) == ("speednet", False, half)

@@ -13,7 +13,9 @@ def default() -> Recipe:
 
     On a GPU neither time nor accuracy has been measured; `speed`, compiled, learns the same but for rounding.
     """
-    return replace(speed(), compiled=False, recorded=True) if torch.cuda.is_available() else cpu()
+    if not torch.cuda.is_available():
+        return cpu()
+    return replace(speed(), compiled=False, recorded=torch.cuda.is_bf16_supported(including_emulation=False))  # fp16 needs its scaler, step by step
 
 
 def cpu() -> Recipe:
