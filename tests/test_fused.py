@@ -1,6 +1,11 @@
 """The kernels of batch norm, SiLU and max-pool against torch's own: interpreted where there is no GPU."""
 
+import json
+import os
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +104,51 @@ def test_whitening_with_its_silu_is_torchs(size, channels, side, dtype):
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
 def test_so_it_is_at_full_size():
     whitened((500, 3, 32, 32), torch.bfloat16, 24, 2)
+
+
+COMPILE = """
+import json, re, torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Hopper:
+    get_current_device = get_current_stream = lambda self, *_: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+
+driver.set_active(Hopper())
+from nets.kernels import *
+from nets import kernels
+
+def at(dtype):
+    tensor = torch.empty(8, dtype=dtype, device="meta")
+    tensor.data_ptr = lambda: 0  # of memory that begins at a multiple of 16 bytes
+    return tensor
+
+half, whole, place, tile = at(torch.bfloat16), at(torch.float32), at(torch.uint8), wide(64)
+given = {
+    "pool": (half, half, place, whole, 112500, 9, 31, 31, 64),
+    "sum": (half, whole, 112500, 9, 64),
+    "apply": (half, whole, whole, half, 1e-5, 112500, False, 15, 15, 64),
+    "back_sum": (half, half, whole, whole, 1e-5, whole, 112500, 9, 64),
+    "back": (half, half, place, whole, whole, whole, half, 1e-5, 128000, True, 31, 31, 64),
+    "white": (half, whole, whole, half, 480500, 32, 32, 3, 2, 64),
+}
+for name, arguments in given.items():
+    made = getattr(kernels, name + "_kernel").run(*arguments, *tile, grid=(1,), warmup=True, num_warps=WARPS)
+    print(json.dumps([name, sorted(set(re.findall(r"ld[.]global[.]v4|st[.]global[.]v4|[.]local", made.asm["ptx"])))]))
+"""
+
+
+def test_compiles_for_hopper_without_a_gpu_to_wide_loads_and_stores(tmp_path):
+    """Through Triton's own compiler and ptxas, to sm_90: 16 bytes at a time, and nothing in local memory."""
+    environment = dict(os.environ, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    if "ptxas" in done.stderr and "not found" in done.stderr.lower():
+        pytest.skip("this Triton comes without ptxas")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = dict(json.loads(line) for line in done.stdout.splitlines())
+    both = ["ld.global.v4", "st.global.v4"]
+    assert found == {"pool": both, "sum": both[:1], "apply": both, "back_sum": both[:1], "back": both, "white": both}
 
 
 @pytest.fixture

@@ -1,0 +1,261 @@
+"""The kernels of `fused.py`, in Triton, and what launches them.
+
+A program works on a tile of rows times all channels, so that it loads and stores whole stretches of memory. Sums are of parts of the rows, one a program, in
+float32, and added up in a fixed order: the same bits every time.
+
+Shapes: images_NCHW in channels_last memory order, as a matrix [rows, C]; a pooled map has h = H // 2 and w = W // 2; place uint8, which of a window's four
+pixels, row by row; stats float32[2,C], mean and variance (over all rows, not one less); part float32[P,2,C].
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+TILE, WARPS = 4096, 8  # values that a program works on at a time: 16 a thread, so that loads are 16 bytes wide in half precision
+PROGRAMS = 528  # of those that sum: four for each multiprocessor of an H100
+
+
+@triton.jit
+def silu_input(x, mean, scale, bias):
+    """(normalised, with the bias) of values."""
+    normed = (x.to(tl.float32) - mean) * scale
+    return normed, normed + bias
+
+
+@triton.jit
+def silu_gradient(z, gradient):
+    """The gradient of z where `gradient` is that of z * sigmoid(z)."""
+    share = tl.sigmoid(z)
+    return gradient.to(tl.float32) * share * (1 + z * (1 - share))
+
+
+@triton.jit
+def columns(stats, bias, eps, channel, C: tl.constexpr):
+    """(mean, 1 / deviation, bias) of channels, float32."""
+    there = channel < C
+    mean = tl.load(stats + channel, mask=there, other=0.0)
+    variance = tl.load(stats + C + channel, mask=there, other=1.0)
+    return mean, 1 / tl.sqrt(variance + eps), tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def largest(images, window, channel, inside, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    """(value, which pixel) of windows, float32 and uint8."""
+    h: tl.constexpr = H // 2
+    w: tl.constexpr = W // 2
+    first = ((window // (h * w)).to(tl.int64) * H + 2 * (window // w % h)) * W + 2 * (window % w)
+    corner = images + first * C + channel
+    best = tl.load(corner, mask=inside, other=0.0).to(tl.float32)
+    chosen = tl.zeros(best.shape, tl.uint8)
+    for k in tl.static_range(1, 4):
+        value = tl.load(corner + (k // 2 * W + k % 2) * C, mask=inside, other=0.0).to(tl.float32)
+        better = (value > best) | (value != value)  # as torch's: the first of equal ones, and no number where there is one
+        best = tl.where(better, value, best)
+        chosen = tl.where(better, k, chosen).to(tl.uint8)
+    return best, chosen
+
+
+@triton.jit
+def pool_kernel(images, pooled, place, part, count, tiles, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Pool `count` windows, `tiles` of ROWS windows a program, and sum what comes out and its squares."""
+    channel = tl.arange(0, WIDTH)[None, :]
+    total, squares = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
+    for tile in range(tiles):
+        window = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
+        inside = (window < count) & (channel < C)
+        best, chosen = largest(images, window, channel, inside, H, W, C)
+        at = window.to(tl.int64) * C + channel
+        tl.store(pooled + at, best.to(pooled.dtype.element_ty), mask=inside)
+        tl.store(place + at, chosen, mask=inside)
+        total += best
+        squares += best * best
+    own = part + tl.program_id(0) * 2 * C + tl.arange(0, WIDTH)
+    tl.store(own, tl.sum(total, 0), mask=tl.arange(0, WIDTH) < C)
+    tl.store(own + C, tl.sum(squares, 0), mask=tl.arange(0, WIDTH) < C)
+
+
+@triton.jit
+def sum_kernel(images, part, count, tiles, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Sum `count` rows and their squares."""
+    channel = tl.arange(0, WIDTH)[None, :]
+    total, squares = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
+    for tile in range(tiles):
+        row = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
+        value = tl.load(images + row.to(tl.int64) * C + channel, mask=(row < count) & (channel < C), other=0.0).to(tl.float32)
+        total += value
+        squares += value * value
+    own = part + tl.program_id(0) * 2 * C + tl.arange(0, WIDTH)
+    tl.store(own, tl.sum(total, 0), mask=tl.arange(0, WIDTH) < C)
+    tl.store(own + C, tl.sum(squares, 0), mask=tl.arange(0, WIDTH) < C)
+
+
+@triton.jit
+def finish_kernel(part, out, parts, count, C: tl.constexpr, SQUARES: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """out float32[2,C]: means over `count` rows of what `parts` programs summed; with SQUARES the second a variance, from means of squares."""
+    channel = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    first, second = tl.zeros([PARTS, WIDTH], tl.float32), tl.zeros([PARTS, WIDTH], tl.float32)
+    for begin in range(0, parts, PARTS):
+        row = begin + tl.arange(0, PARTS)[:, None]
+        inside = (row < parts) & (channel < C)[None, :]
+        at = part + row * 2 * C + channel[None, :]
+        first += tl.load(at, mask=inside, other=0.0)
+        second += tl.load(at + C, mask=inside, other=0.0)
+    mean, other = tl.sum(first, 0) / count, tl.sum(second, 0) / count
+    if SQUARES:
+        other = tl.maximum(other - mean * mean, 0.0)
+    tl.store(out + channel, mean, mask=channel < C)
+    tl.store(out + C + channel, other, mask=channel < C)
+
+
+@triton.jit
+def apply_kernel(
+    images, stats, bias, out, eps, count,
+    POOLED: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """SiLU of the norm of `count` rows, with POOLED of as many windows of [N,H,W,C]."""
+    channel = tl.arange(0, WIDTH)[None, :]
+    mean, scale, shift = columns(stats, bias, eps, channel, C)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = (row < count) & (channel < C)
+    at = row.to(tl.int64) * C + channel
+    if POOLED:
+        x, _ = largest(images, row, channel, inside, H, W, C)
+    else:
+        x = tl.load(images + at, mask=inside, other=0.0)
+    _, z = silu_input(x, mean, scale, shift)
+    tl.store(out + at, (z * tl.sigmoid(z)).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def back_sum_kernel(images, gradient, stats, bias, eps, part, count, tiles, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Sum the gradients behind the norm, and their products with the normalised values."""
+    channel = tl.arange(0, WIDTH)[None, :]
+    mean, scale, shift = columns(stats, bias, eps, channel, C)
+    total, products = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
+    for tile in range(tiles):
+        row = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
+        inside = (row < count) & (channel < C)
+        at = row.to(tl.int64) * C + channel
+        normed, z = silu_input(tl.load(images + at, mask=inside, other=0.0), mean, scale, shift)
+        behind = silu_gradient(z, tl.load(gradient + at, mask=inside, other=0.0))
+        total += behind
+        products += behind * normed
+    own = part + tl.program_id(0) * 2 * C + tl.arange(0, WIDTH)
+    tl.store(own, tl.sum(total, 0), mask=tl.arange(0, WIDTH) < C)
+    tl.store(own + C, tl.sum(products, 0), mask=tl.arange(0, WIDTH) < C)
+
+
+@triton.jit
+def back_kernel(
+    images, gradient, place, stats, bias, means, out, eps, count,
+    POOLED: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The gradient before the norm; with POOLED that before the pool, [N,H,W,C], whose windows are counted with those that an odd side cuts off."""
+    channel = tl.arange(0, WIDTH)[None, :]
+    mean, scale, shift = columns(stats, bias, eps, channel, C)
+    mean_of_gradients = tl.load(means + channel, mask=channel < C, other=0.0)
+    mean_of_products = tl.load(means + C + channel, mask=channel < C, other=0.0)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = (row < count) & (channel < C)
+    if POOLED:
+        h: tl.constexpr = (H + 1) // 2
+        w: tl.constexpr = (W + 1) // 2
+        image, y, x = (row // (h * w)).to(tl.int64), row // w % h, row % w
+        whole = inside & (y < H // 2) & (x < W // 2)
+        at = ((image * (H // 2) + y) * (W // 2) + x) * C + channel
+    else:
+        whole = inside
+        at = row.to(tl.int64) * C + channel
+    normed, z = silu_input(tl.load(images + at, mask=whole, other=0.0), mean, scale, shift)
+    behind = silu_gradient(z, tl.load(gradient + at, mask=whole, other=0.0))
+    before = (scale * (behind - mean_of_gradients - normed * mean_of_products)).to(out.dtype.element_ty)
+    if POOLED:
+        chosen = tl.load(place + at, mask=whole, other=4)
+        corner = out + ((image * H + 2 * y) * W + 2 * x) * C + channel
+        for k in tl.static_range(4):
+            there = inside & (2 * y + k // 2 < H) & (2 * x + k % 2 < W)
+            tl.store(corner + (k // 2 * W + k % 2) * C, tl.where(chosen == k, before, 0.0).to(out.dtype.element_ty), mask=there)
+    else:
+        tl.store(out + at, before, mask=whole)
+
+
+@triton.jit
+def white_kernel(
+    images, filters, bias, out, count,
+    HEIGHT: tl.constexpr, LENGTH: tl.constexpr, COLOURS: tl.constexpr, SIDE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """SiLU of a convolution of few colours, no padding: `count` pixels of C channels. filters float32[SIDE * SIDE * COLOURS, C], in the order of memory."""
+    channel = tl.arange(0, WIDTH)[None, :]
+    known = channel < C
+    h: tl.constexpr = HEIGHT - SIDE + 1
+    w: tl.constexpr = LENGTH - SIDE + 1
+    pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = pixel < count
+    corner = images + ((pixel // (h * w)).to(tl.int64) * HEIGHT + pixel // w % h) * LENGTH * COLOURS + pixel % w * COLOURS
+    z = tl.zeros([ROWS, WIDTH], tl.float32) + tl.load(bias + channel, mask=known, other=0.0)
+    for k in tl.static_range(SIDE * SIDE * COLOURS):
+        value = tl.load(corner + (k // (SIDE * COLOURS) * LENGTH * COLOURS + k % (SIDE * COLOURS)), mask=inside, other=0.0).to(tl.float32)
+        z += value * tl.load(filters + k * C + channel, mask=known, other=0.0)
+    tl.store(out + pixel.to(tl.int64) * C + channel, (z * tl.sigmoid(z)).to(out.dtype.element_ty), mask=inside & known)
+
+
+def wide(channels: int) -> tuple[int, int]:
+    """(ROWS, WIDTH) of a tile."""
+    width = triton.next_power_of_2(channels)
+    return max(1, TILE // width), width
+
+
+def like(images: torch.Tensor, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An empty map in channels_last order."""
+    return torch.empty(size, dtype=dtype or images.dtype, device=images.device, memory_format=torch.channels_last)
+
+
+def ordered(images: torch.Tensor) -> torch.Tensor:
+    """The map in channels_last order."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def summed(kernel, tensors: tuple, last: tuple, rows: int, channels: int, squares: bool) -> torch.Tensor:
+    """float32[2,C]: what `kernel`, which sums over parts of the rows, gives on the mean. last: its arguments behind `tiles`, but for the tile's size."""
+    tall, width = wide(channels)
+    tiles = triton.cdiv(triton.cdiv(rows, tall), PROGRAMS)
+    programs = triton.cdiv(triton.cdiv(rows, tall), tiles)
+    part = torch.empty((programs, 2, channels), device=tensors[0].device)
+    out = torch.empty((2, channels), device=tensors[0].device)
+    kernel[(programs,)](*tensors, part, rows, tiles, *last, channels, tall, width, num_warps=WARPS)
+    finish_kernel[(triton.cdiv(channels, 16),)](part, out, programs, rows, channels, squares, 64, 16)
+    return out
+
+
+def applied(images: torch.Tensor, bias: torch.Tensor, stats: torch.Tensor, eps: float, pooled: bool = False) -> torch.Tensor:
+    """SiLU(norm of the images, or of the pooled images, + bias), with statistics that are known, as in a test pass."""
+    count, channels, height, width = images.shape
+    out = like(images, count, channels, height // 2, width // 2) if pooled else torch.empty_like(images)
+    rows, (tall, wideness) = out[:, 0].numel(), wide(channels)
+    apply_kernel[(triton.cdiv(rows, tall),)](images, stats, bias, out, eps, rows, pooled, height, width, channels, tall, wideness, num_warps=WARPS)
+    return out
+
+
+def gone_back(images: torch.Tensor, gradient: torch.Tensor, place: torch.Tensor | None, bias: torch.Tensor, stats: torch.Tensor, eps: float, out: torch.Tensor):
+    """(gradient of `out`'s map, written there, and of the bias)."""
+    rows, channels = images[:, 0].numel(), images.shape[1]
+    gradient = ordered(gradient)
+    means = summed(back_sum_kernel, (images, gradient, stats, bias, eps), (), rows, channels, False)
+    tall, width = wide(channels)
+    height, wideness = out.shape[2:]
+    count = rows if place is None else len(out) * -(-height // 2) * -(-wideness // 2)
+    tensors = images, gradient, images if place is None else place, stats, bias, means, out
+    back_kernel[(triton.cdiv(count, tall),)](*tensors, eps, count, place is not None, height, wideness, channels, tall, width, num_warps=WARPS)
+    return out, means[0] * rows
+
+
+def whitened(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """SiLU of the convolution with `weight`, [C, colours, side, side], and bias."""
+    channels, colours, side, _ = weight.shape
+    height, length = images.shape[2:]
+    out = like(images, len(images), channels, height - side + 1, length - side + 1)
+    filters = weight.float().permute(2, 3, 1, 0).reshape(-1, channels).contiguous()
+    count, (tall, width) = out[:, 0].numel(), wide(channels)
+    tall *= 2  # of a thread's instructions a third loads filters, which serve all its pixels
+    white_kernel[(triton.cdiv(count, tall),)](images, filters, bias, out, count, height, length, colours, side, channels, tall, width, num_warps=WARPS)
+    return out
