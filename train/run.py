@@ -104,7 +104,8 @@ class Run:
         metrics, steps = (Lines(out / name, training.progress.epoch) for name in ("metrics.jsonl", "steps.jsonl"))
         board = events.board(out, recipe.events, goes_on=bool(self.state))
         self.saver = Saver(training, self.store, out, self.name, self.say)
-        with self.saver as saver, board as show, explained(recipe, training.device):
+        failures = [explained(recipe, training.device) for _ in range(2)]  # the outer one for what comes up while the inner one's is on its way
+        with failures[0], self.saver as saver, board as show, failures[1]:
 
             def on_epoch(line: dict, losses: list[float]) -> None:
                 steps.add([{"epoch": line["epoch"], "step": step + 1, "loss": loss} for step, loss in enumerate(losses)])
