@@ -64,7 +64,11 @@ def read_checkpoint(folder: Path) -> None:
 
 def make_resume(rng: Random) -> tuple[str, dict[str, bytes]]:
     """A checkpoint that is whole, and holds what no training of ours would have written."""
-    state = {**deepcopy(rng.choice(STATES)), "recipe": {"name": "", **asdict(RECIPE)}, "data": json.loads(json.dumps(STORE[0].sha256))}  # words of its own: a pickle tells one that is twice there from two that are equal
+    state = {
+        **deepcopy(rng.choice(STATES)),
+        "recipe": {"name": "", **asdict(RECIPE)},
+        "data": json.loads(json.dumps(STORE[0].sha256)),
+    }  # words of its own: a pickle tells one that is twice there from two that are equal
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         state = spoilt.values(rng, state)
     file = io.BytesIO()
