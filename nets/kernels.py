@@ -56,6 +56,15 @@ def largest(images, window, channel, inside, H: tl.constexpr, W: tl.constexpr, C
 
 
 @triton.jit
+def keep_sums(part, first, second, C: tl.constexpr, WIDTH: tl.constexpr):
+    """Write the sums over the rows of two tiles to this program's part."""
+    channel = tl.arange(0, WIDTH)
+    own = part + tl.program_id(0) * 2 * C + channel
+    tl.store(own, tl.sum(first, 0), mask=channel < C)
+    tl.store(own + C, tl.sum(second, 0), mask=channel < C)
+
+
+@triton.jit
 def pool_kernel(images, pooled, place, part, count, tiles, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Pool `count` windows, `tiles` of ROWS windows a program, and sum what comes out and its squares."""
     channel = tl.arange(0, WIDTH)[None, :]
@@ -69,9 +78,7 @@ def pool_kernel(images, pooled, place, part, count, tiles, H: tl.constexpr, W: t
         tl.store(place + at, chosen, mask=inside)
         total += best
         squares += best * best
-    own = part + tl.program_id(0) * 2 * C + tl.arange(0, WIDTH)
-    tl.store(own, tl.sum(total, 0), mask=tl.arange(0, WIDTH) < C)
-    tl.store(own + C, tl.sum(squares, 0), mask=tl.arange(0, WIDTH) < C)
+    keep_sums(part, total, squares, C, WIDTH)
 
 
 @triton.jit
@@ -84,9 +91,7 @@ def sum_kernel(images, part, count, tiles, C: tl.constexpr, ROWS: tl.constexpr, 
         value = tl.load(images + row.to(tl.int64) * C + channel, mask=(row < count) & (channel < C), other=0.0).to(tl.float32)
         total += value
         squares += value * value
-    own = part + tl.program_id(0) * 2 * C + tl.arange(0, WIDTH)
-    tl.store(own, tl.sum(total, 0), mask=tl.arange(0, WIDTH) < C)
-    tl.store(own + C, tl.sum(squares, 0), mask=tl.arange(0, WIDTH) < C)
+    keep_sums(part, total, squares, C, WIDTH)
 
 
 @triton.jit
@@ -140,9 +145,7 @@ def back_sum_kernel(images, gradient, stats, bias, eps, part, count, tiles, C: t
         behind = silu_gradient(z, tl.load(gradient + at, mask=inside, other=0.0))
         total += behind
         products += behind * normed
-    own = part + tl.program_id(0) * 2 * C + tl.arange(0, WIDTH)
-    tl.store(own, tl.sum(total, 0), mask=tl.arange(0, WIDTH) < C)
-    tl.store(own + C, tl.sum(products, 0), mask=tl.arange(0, WIDTH) < C)
+    keep_sums(part, total, products, C, WIDTH)
 
 
 @triton.jit

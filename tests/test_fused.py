@@ -30,7 +30,7 @@ def theirs(images, bias, pooled):
     return F.silu((pixels - mean) * torch.rsqrt(variance + EPS) + bias[:, None, None])
 
 
-def compare(size, dtype, pooled):
+def check(size, dtype, pooled):
     torch.manual_seed(sum(size))
     images = (2 * torch.randn(size) + 0.5).to(DEVICE, dtype, memory_format=torch.channels_last)
     bias = torch.randn(size[1], device=DEVICE)
@@ -56,7 +56,7 @@ def compare(size, dtype, pooled):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the interpreter cuts bfloat16 off, unrounded
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_values_gradients_and_statistics_are_torchs(size, dtype, pooled):
-    compare(size, dtype, pooled)
+    check(size, dtype, pooled)
 
 
 @pytest.mark.gpu
@@ -64,7 +64,7 @@ def test_values_gradients_and_statistics_are_torchs(size, dtype, pooled):
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("size", [(500, 64, 31, 31), (500, 256, 15, 15), (2000, 256, 3, 3), (2000, 256, 7, 7)], ids=str)
 def test_so_they_are_at_full_size(size, pooled):
-    compare(size, torch.bfloat16, pooled)
+    check(size, torch.bfloat16, pooled)
 
 
 def test_ties_and_no_numbers_are_pooled_as_torch_does():
@@ -83,7 +83,7 @@ def test_torch_finds_no_fault_with_the_operators(operator):
     torch.library.opcheck(operator, (torch.randn(2, 4, 6, 6, device=DEVICE, requires_grad=True), torch.randn(4, device=DEVICE, requires_grad=True), EPS))
 
 
-def whitened(size, dtype, channels, side):
+def check_white(size, dtype, channels, side):
     torch.manual_seed(0)
     images = torch.randn(size).to(DEVICE, dtype, memory_format=torch.channels_last)
     weight, bias = torch.randn(channels, size[1], side, side, device=DEVICE), torch.randn(channels, device=DEVICE)
@@ -97,13 +97,13 @@ def whitened(size, dtype, channels, side):
 @pytest.mark.parametrize(("size", "channels", "side"), [((3, 3, 8, 7), 24, 2), ((2, 3, 9, 9), 32, 3), ((2, 1, 5, 5), 5, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_whitening_with_its_silu_is_torchs(size, channels, side, dtype):
-    whitened(size, dtype, channels, side)
+    check_white(size, dtype, channels, side)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
 def test_so_it_is_at_full_size():
-    whitened((500, 3, 32, 32), torch.bfloat16, 24, 2)
+    check_white((500, 3, 32, 32), torch.bfloat16, 24, 2)
 
 
 COMPILE = """

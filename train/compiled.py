@@ -19,12 +19,13 @@ PROGRAMS = 64  # of one method: a size of image times a size of batch times the 
 
 
 def build_step(training, recipe: Recipe) -> None:
-    """Replace what the recipe says of a `loop.Training` or `together.Together`: `forward` and `update`, on CUDA `work`, too.
+    """Replace what the recipe says of a `loop.Training` or `together.Together`: `forward` and `update`, on CUDA `work`, too. Its `built` tells whether any was.
 
     Raises `InputError` for fp16, whose scaler looks at gradients on the host.
     """
     cuda = training.device.type == "cuda"
-    if not (recipe.compiled or (recipe.recorded and cuda)):
+    training.built = recipe.compiled or (recipe.recorded and cuda and training.ranks.alone)  # a graph of what processes say to each other has not been tried
+    if not training.built:
         return
     if training.precision == "fp16":
         raise InputError("--compiled or --recorded with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")

@@ -71,7 +71,7 @@ def passed(net: nn.Module, pipeline, autocast, views: int) -> tuple[torch.Tensor
 def picked(pipeline, wanted_n: np.ndarray) -> Iterator[torch.Tensor]:
     """The images of epoch 0 at the positions `wanted`, int64[n], n > 0 and ascending, in batches of the pipeline's size.
 
-    The last one is filled up with images that were there: on a GPU kernels are chosen anew for every size of batch, which took longer than all
+    On a GPU the last one is filled up with images that were there: kernels are chosen anew for every size of batch, which took longer than all
     the rest of a test pass.
     """
     parts, first, size = [], 0, 0
@@ -86,7 +86,7 @@ def picked(pipeline, wanted_n: np.ndarray) -> Iterator[torch.Tensor]:
             parts = [whole[size:]]
     rest = joined(parts)
     if len(rest):
-        yield joined([rest] * -(-size // len(rest)))[:size]
+        yield joined([rest] * -(-size // len(rest)))[:size] if rest.is_cuda else rest
 
 
 def joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -45,6 +45,7 @@ class Training:
     label: str = ""
     history: list[dict] = field(default_factory=list)
     ranks: Ranks = Ranks()  # the processes that train the net together
+    built: bool = False  # whether its step is made once, for all sizes of batch that are to come and for all seeds
 
     def __post_init__(self):
         self.precision = precision_of(self.recipe, self.device)

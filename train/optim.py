@@ -32,7 +32,9 @@ def optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         fused = True if recipe.recorded and not recipe.compiled and trained[0].is_cuda else None  # the only one that reads a rate on the device
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta), capturable=recipe.built and trained[0].is_cuda)
+        return torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=(recipe.momentum, recipe.beta), capturable=(recipe.compiled or recipe.recorded) and trained[0].is_cuda
+        )
     rate = {"lr": recipe.muon_lr, "initial_lr": recipe.muon_lr}
     kept = {} if recipe.muon_norm == "filter" else {"norm": recipe.muon_norm}  # a checkpoint from before there was a choice has no such entry
     groups.append({"params": filters, "filters": True, "momentum": recipe.muon_momentum, **rate, **kept})

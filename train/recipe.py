@@ -43,7 +43,7 @@ class Recipe:
     device: str = _setting("auto", "where to train", DEVICES)
     precision: str = _setting("auto", "of the forward and backward pass", PRECISIONS)
     compiled: bool = _setting(False, "compile the training step (torch.compile; on a GPU recorded as a CUDA graph)")
-    recorded: bool = _setting(False, "on a GPU: record the training step as a CUDA graph without compiling it, which takes a minute and more")
+    recorded: bool = _setting(False, "on a GPU of one process: record the training step as a CUDA graph without compiling it, which takes a minute and more")
     deterministic: bool = _setting(False, "the same bits again on CUDA too, at some cost; a CPU gives them always")
     out: str = _setting("", "run folder; else runs/<date>-<net>-<pipeline>")
     events: bool = _setting(False, "write TensorBoard's events, too, into RUN/events")
@@ -126,11 +126,6 @@ class Recipe:
     def experiment(self) -> dict:
         """The settings that two runs of one experiment have in common."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ASIDE}
-
-    @property
-    def built(self) -> bool:
-        """Whether the training step is made once, for all sizes of batch that are to come and for all seeds."""
-        return self.compiled or self.recorded
 
     def policy(self) -> Policy:
         """What the pipeline does to the training images."""

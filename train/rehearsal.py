@@ -19,7 +19,7 @@ def rehearse(trainings: list, step: Callable[[list[Batch]], object]) -> None:
     else a batch through a copy of the net.
     """
     random, cuda = torch.get_rng_state(), torch.cuda.get_rng_state_all() if trainings[0].device.type == "cuda" else []
-    if trainings[0].recipe.built:
+    if trainings[0].built:
         before = [deepcopy(training.net.state_dict()) for training in trainings]
         for training in trainings:
             training.prepare()

@@ -82,7 +82,7 @@ class Run:
         with self.watch.lap("setup"):
             self.store = kept.locate(recipe)
             self.training = assemble(recipe, self.store, device, self.watch, kept.earlier(recipe, slot), kept.ranks)
-            if recipe.built:
+            if self.training.built:
                 kept.trainings[slot] = self.training
             if self.writes:
                 make_folder(out)
@@ -160,10 +160,8 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     earlier  a training of the same recipe with another seed, whose step is then used again
     ranks    the processes that share the training, of which this one does its part
     """
-    if recipe.built and not ranks.alone:
-        raise InputError(
-            "--compiled, --recorded: several processes share a training eagerly only: add --no-compiled --no-recorded, or deal out whole trainings with --runs"
-        )
+    if recipe.compiled and not ranks.alone:
+        raise InputError("--compiled: several processes share a training eagerly only: add --no-compiled, or deal out whole trainings with --runs")
     if recipe.minutes:
         raise InputError("--minutes: only python -m train fits epochs to a time: give --epochs")
     dtype = DTYPES[precision_of(recipe, device)]

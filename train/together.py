@@ -36,7 +36,7 @@ class Together:
     def __init__(self, trainings: list[Training], batched: bool):
         self.trainings, self.batched = trainings, batched
         first = trainings[0]
-        self.device, self.precision = first.device, first.precision
+        self.device, self.precision, self.ranks = first.device, first.precision, first.ranks
         if not batched:
             return
         if self.precision == "fp16":
