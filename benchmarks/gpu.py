@@ -57,6 +57,10 @@ class Entry:
 
 TINY = "--limit 128 --batch-size 16"
 FEW = f"{TINY} --pipelines resident torchvision"
+AROUND = (  # the settings of `speed`, and how far around them
+    "muon_lr=0.15..0.33 muon_momentum=0.5..0.8 lr=50..200 head_lr=450..1800 momentum=0.75..0.9 weight_decay=1e-6..9e-6 "
+    "label_smoothing=0.03..0.2 epochs=7..10 grown=0.3..0.6 settle=0.2..0.6 translate=1..4"
+)
 ENTRIES = (
     Entry(
         "speed",
@@ -79,6 +83,16 @@ ENTRIES = (
         writes={"--json": "together.json"},
         result="together.json",
         most=300,
+    ),
+    Entry(
+        "search",
+        "What does each setting of `speed` give, and what does it cost?",
+        "benchmarks.search",
+        full=f"speed --trials 400 --stop-after 4 --vary {AROUND}",
+        quick="level1 --epochs 1 --limit 128 --trials 6 --vary lr=0.001..0.1 label_smoothing=0..0.2",
+        writes={"--out": "search"},
+        result="search/search.json",
+        most=360,
     ),
     Entry(
         "loaders",

@@ -45,6 +45,11 @@ def facts(store: Store, device: torch.device, settings: dict) -> dict:
     }
 
 
+def field_seconds(seconds: dict) -> float:
+    """The field's clock of a run's `seconds`: training and the last test pass."""
+    return seconds["train"] + seconds.get("final_eval", seconds["eval"])
+
+
 def table(header: list[str], rows: list[list]) -> str:
     """A Markdown table; the first column is text, the others are set right."""
     cells = [header, *([str(c) for c in row] for row in rows)]

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
 import nets  # noqa: E402
-from benchmarks.labels import Label, place  # noqa: E402
+from benchmarks.labels import Label, log_scale, place  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
@@ -71,8 +71,6 @@ def chart(points: list[Point], path: Path) -> None:
     """Two panels: accuracy against parameters, and against MACs; nothing without matplotlib."""
     if plt is None:
         return
-    from matplotlib.ticker import LogLocator, NullLocator  # here: there may be no matplotlib
-
     figure, panels = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     labels = []
     for axes, cost, label in zip(panels, ("parameters", "macs"), ("trainable parameters", "multiply-adds an image")):
@@ -83,10 +81,8 @@ def chart(points: list[Point], path: Path) -> None:
         axes.plot([p.values[cost] for p in best], [100 * p.accuracy.mean for p in best], color=FAMILY, lw=1, alpha=0.5, zorder=0)
         if cost == "parameters":
             labels[-1] += published(axes, points)
-        axes.set(xscale="log", xlabel=f"{label}, log scale")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
+        axes.set_xlabel(f"{label}, log scale")
+        log_scale(axes, lambda value: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12, y=0.1)

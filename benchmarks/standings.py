@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
+from benchmarks.labels import log_scale
 from train.figures import TEST, TRAIN, plt, save
 from train.interval import Interval, p_at_least
 
@@ -97,12 +98,7 @@ def chart(rows: list[dict], title: str, path: Path) -> None:
         axes.axhline(100 * target, color="0.4", lw=1, ls="--", zorder=0, label=f"target {target:.2%}")
     times = [run["seconds"] for row in rows for run in row["runs"]]
     if times and max(times) > 5 * min(times):
-        from matplotlib.ticker import LogLocator, NullLocator  # here: there may be no matplotlib
-
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        log_scale(axes)
     axes.set(xlabel="seconds (field's clock: training and last test pass)", ylabel="test accuracy (%)", title=title)
     axes.margins(x=0.15, y=0.2)
     axes.grid(alpha=0.25)

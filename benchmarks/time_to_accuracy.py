@@ -31,9 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by i
 import torch  # noqa: E402
 
 import nets  # noqa: E402
-import pipelines  # noqa: E402
 from benchmarks.adapter import peer  # noqa: E402
-from benchmarks.measure import facts, table, write_json  # noqa: E402
+from benchmarks.measure import facts, field_seconds, table, write_json  # noqa: E402
 from benchmarks.standings import chart, figures, header, lines, remarks  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
@@ -44,7 +43,7 @@ from train.jobs import attempt, earlier  # noqa: E402
 from train.machine import hardware  # noqa: E402
 from train.progressive import side  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
-from train.run import Kept, dataset_name, make_folder, tested_on  # noqa: E402
+from train.run import Kept, dataset_name, known, make_folder, tested_on  # noqa: E402
 from train.split import split  # noqa: E402
 
 
@@ -110,7 +109,7 @@ def our_row(name: str, outcomes: list[dict], seconds: float, flop: float) -> dic
             continue
         times = summary["seconds"]
         shown = {"seed": summary["seed"], "accuracy": summary["test_accuracy"], "wall_seconds": times["total"]}
-        shown["seconds"] = round(times["train"] + times.get("final_eval", times["eval"]), 3)
+        shown["seconds"] = round(field_seconds(times), 3)
         runs.append({**shown, "train_seconds": times["train"], "images_per_second": summary["images_per_second"]})
     diverged = [{key: summary[key] for key in ("seed", "epoch", "step")} for summary in outcomes if "diverged" in summary]
     trained = sum("trained_now" in summary for summary in outcomes)
@@ -162,9 +161,7 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
             raise InputError(f"{script}: no such script: name a peer's Python file with --peer")
     if asked.target == "peer" and not asked.peer:
         raise InputError("--target peer: name the peer's script with --peer")
-    pipelines.load(recipe.pipeline)
-    if recipe.net not in nets.names():
-        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
+    known(recipe)
     return asked, name, recipe
 
 
@@ -176,9 +173,6 @@ def main(given: list[str] | None = None) -> None:
     title = dataset_name(store)
     if asked.peer and (store.height, store.width, store.channels) != (32, 32, 3):
         raise InputError(f"--peer: the records' scripts take 32 x 32 x 3 pixels, and {title} has {store.height} x {store.width} x {store.channels}")
-    if recipe.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for; read when cuBLAS is first used
-        torch.use_deterministic_algorithms(True)
     rows, rate, order = contest(recipe, name, store, asked.peer, out, lambda: matrix_rate(device, DTYPES[precision]), print)
     target = asked.target or None
     if target == "peer":

@@ -6,6 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from train.device import device_of
+from train.recipe import Recipe
 
 FAULTS = """
 import resource, torch
@@ -45,3 +49,16 @@ def test_denormals_are_zero_in_every_thread_that_trains(store, tmp_path):
 def test_numpy_does_not_remark_on_it():
     asked = "import numpy, torch; from train.device import settled; settled(torch.device('cpu')); print(numpy.finfo(numpy.float32), numpy.finfo(numpy.float64))"
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", asked], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_same_bits_are_asked_of_torch_where_the_recipe_asks(monkeypatch):
+    """As every program that trains does, by asking where."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # taken away in the end, whatever was set
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        device_of(Recipe(device="cpu"))
+        assert not torch.are_deterministic_algorithms_enabled()
+        device_of(Recipe(device="cpu", deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)

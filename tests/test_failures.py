@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import nullcontext
 
 import psutil
@@ -84,6 +85,7 @@ def test_a_worker_that_dies_ends_the_run_in_one_line_and_it_goes_on(store, run_f
         workers = [child for child in me.children() if child.pid not in before]
         assert workers
         os.kill(workers[0].pid, signal.SIGKILL)
+        time.sleep(30)  # until torch raises, here and not where Python swallows what is raised
 
     with monkeypatch.context() as patch:
         at_call(patch, saving.Saver, "on_step", 4, kill_one)

@@ -1,6 +1,7 @@
 """Where a recipe trains, in which precision, and how a processor is set for it."""
 
 import ctypes
+import os
 
 import numpy as np
 import torch
@@ -13,12 +14,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device_of(recipe: Recipe) -> torch.device:
-    """The device that a recipe means; where it is a processor, this process is `settled` on it. To be asked before anything is computed.
+    """The device that a recipe means, with this process `settled` on it, and set for the same bits again where the recipe asks for them.
+
+    To be asked before anything is computed.
 
     Raises `InputError` where the recipe asks for CUDA and there is none.
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device here: use --device cpu, or mend the driver (nvidia-smi)")
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for; read when cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
     return settled(torch.device("cuda" if recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available()) else "cpu"))
 
 

@@ -1,6 +1,7 @@
 """What fails around a training, in one line that says what to do: device memory that runs out, workers that die."""
 
 from contextlib import contextmanager
+from multiprocessing import active_children
 
 import torch
 
@@ -26,6 +27,7 @@ def explained(recipe: Recipe, device: torch.device):
         if NO_HOST_MEMORY in str(error):
             raise out_of_memory(recipe, device, error) from None
         if DEAD_WORKER in str(error):
+            active_children()  # which lets go of the dead one: until then torch raises the same again, anywhere, when another child ends
             remedy = "free some memory, or take --pipeline resident, which has no worker processes"
             raise InputError(f"pipeline {recipe.pipeline}: a worker process died ({reason(error)}): {remedy}") from None
         raise

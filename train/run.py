@@ -148,6 +148,13 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     return run.finish()
 
 
+def known(recipe: Recipe) -> None:
+    """Raise `InputError` where there is no net or pipeline of the recipe's name, or the pipeline is not installed."""
+    pipelines.load(recipe.pipeline)
+    if recipe.net not in nets.names():
+        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
+
+
 def verified(store: Store) -> Store:
     """The store, every byte of it checked."""
     store.verify()

@@ -1,18 +1,12 @@
 """A training and its repetitions: `--runs K` trains K seeds in one process, each in a folder of its own; several processes share them out."""
 
-import os
 from pathlib import Path
 
-import torch
-
-import nets
-import pipelines
-from pipelines.errors import InputError
 from train import budget, ranks, sweep
 from train.device import device_of
 from train.jobs import gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe
-from train.run import Kept, folder, train_once, write_json
+from train.run import Kept, folder, known, train_once, write_json
 
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
@@ -23,12 +17,7 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
     Raises `InputError` for data, a net, a pipeline or a folder that cannot be used, before training starts.
     """
     device = device_of(recipe)
-    if recipe.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks for; read when cuBLAS is first used
-        torch.use_deterministic_algorithms(True)
-    pipelines.load(recipe.pipeline)
-    if recipe.net not in nets.names():
-        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
+    known(recipe)
     with ranks.joined(device, deal=recipe.runs > 1 or bool(recipe.sweep)) as mine:
         kept, out = Kept(ranks=mine), mine.same(lambda: folder(recipe))
         device, say = mine.device(device), say if mine.writes else lambda *_: None

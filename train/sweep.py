@@ -66,16 +66,23 @@ def shown(setting: str, ends: list[dict]) -> str:
 def read(recipe: Recipe) -> tuple[str, list]:
     """(field, values of its type) that a recipe's `sweep` means. Raises `InputError` for what is none."""
     word, equals, given = recipe.sweep.partition("=")
-    setting, kinds = word.replace("-", "_"), {f.name: f.type for f in fields(Recipe) if f.name not in FIXED}
-    if not equals or not given or setting not in kinds:
-        raise InputError(f"--sweep {recipe.sweep}: give FIELD=VALUE,VALUE,... with a setting such as lr")
-    try:
-        values = [switch(value) if kinds[setting] is bool else kinds[setting](value) for value in given.split(",")]
-    except ValueError:
-        raise InputError(f"--sweep {recipe.sweep}: {flag(setting)} takes values of type {kinds[setting].__name__}") from None
+    setting = word.replace("-", "_")
+    values = typed("--sweep", recipe.sweep, setting, given.split(",") if equals and given else [])
     for value in values:
         replace(recipe, **{setting: value})  # says what is wrong with it
     return setting, list(dict.fromkeys(values))
+
+
+def typed(option: str, given: str, setting: str, texts: list[str]) -> list:
+    """Values of a setting's type. option, given: what a line about a wrong one names. Raises `InputError` for no setting, no values, or another type."""
+    kinds = {f.name: f.type for f in fields(Recipe) if f.name not in FIXED}
+    if setting not in kinds or not texts or "" in texts:
+        raise InputError(f"{option} {given}: give FIELD=VALUE,VALUE,... with a setting such as lr")
+    kind = switch if kinds[setting] is bool else kinds[setting]
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        raise InputError(f"{option} {given}: {flag(setting)} takes values of type {kinds[setting].__name__}") from None
 
 
 def switch(text: str) -> bool:
