@@ -1,6 +1,6 @@
 # make setup   .venv with everything pinned
 # make train   train; ARGS="--pipeline dali" adds flags
-# make test    all tests; ARGS="-k store" chooses
+# make test    all tests, on four processors at most; ARGS="-k store" chooses
 # make lint    style and types: ruff and mypy
 # make ffcv    the FFCV pipeline too (needs Debian packages, which it names)
 
@@ -24,7 +24,7 @@ train: setup
 	$(IN) train $(ARGS)
 
 test: setup
-	$(IN) pytest $(ARGS)
+	$(IN) pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: setup
 	$(IN) ruff check .
