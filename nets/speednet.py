@@ -20,6 +20,8 @@ if torch.cuda.is_available() and find_spec("triton"):
 else:
     fused = None  # type: ignore[assignment]
 
+BLOCK = 32  # channels: for a map of 24 cuDNN had but kernels for the chip before Hopper, at a sixth of the wide convolutions' rate (`benchmarks/LOG.md`)
+
 
 class Whitening(nn.Conv2d):
     """A frozen convolution to the eigenvectors of the training patches, scaled to unit variance, and their negatives.
@@ -52,11 +54,20 @@ def unscaled(kind: str, channels: int) -> nn.Module:
     return made
 
 
+class Filled(nn.Conv2d):
+    """A convolution that takes images with more channels than it has, which are zero, and has zeros for them."""
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        more = images_NCHW.shape[1] - self.in_channels
+        weight = nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more)) if more else self.weight
+        return nn.functional.conv2d(images_NCHW, weight, self.bias, self.stride, self.padding)
+
+
 class Group(nn.Sequential):
     """Widen, pool, refine: [N,inputs,H,W] → [N,outputs,H/2,W/2]. In training on CUDA by the kernels of `fused.py`."""
 
     def __init__(self, inputs: int, outputs: int, norm: str, dropout: float):
-        first, second = (nn.Conv2d(i, outputs, 3, padding=1, bias=False) for i in (inputs, outputs))
+        first, second = (Filled(i, outputs, 3, padding=1, bias=False) for i in (inputs, outputs))
         for convolution in (first, second):
             nn.init.dirac_(convolution.weight.data[: convolution.in_channels])
         drop = [nn.Dropout2d(dropout)] if dropout else []
@@ -78,7 +89,7 @@ class Group(nn.Sequential):
 
     def fusible(self, images_NCHW: torch.Tensor) -> bool:
         """Whether the kernels can do it: they know plain batch norm, of more than one value, and no dropout."""
-        plain = [type(module) for module in self] == [nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.SiLU, nn.Conv2d, nn.BatchNorm2d, nn.SiLU]
+        plain = [type(module) for module in self] == [Filled, nn.MaxPool2d, nn.BatchNorm2d, nn.SiLU, Filled, nn.BatchNorm2d, nn.SiLU]
         count, _, height, width = images_NCHW.shape
         known = plain and (self.training or untaught())
         return fused is not None and images_NCHW.is_cuda and known and count * (height // 2) * (width // 2) > 1
@@ -121,13 +132,19 @@ class Speednet(nn.Module):
         """Fit the whitening to some thousand normalised training images, on their device."""
         self.whitening.fit(images_NCHW)
 
+    def spare(self, images_NCHW: torch.Tensor) -> int:
+        """How many channels of zeros the whitened map has behind its own, for the convolution that takes it."""
+        return -self.whitening.out_channels % BLOCK if fused is not None and images_NCHW.is_cuda else 0
+
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         resting = self.settled if self.training else untaught()
+        weight, bias = self.whitening.weight, self.whitening.bias.detach() if resting else self.whitening.bias
+        if more := self.spare(images_NCHW):
+            weight, bias = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), nn.functional.pad(bias, (0, more))
         if resting and fused is not None and images_NCHW.is_cuda:
-            white = fused.white(images_NCHW, self.whitening.weight, self.whitening.bias.detach())
+            white = fused.white(images_NCHW, weight, bias)
         else:
-            bias = self.whitening.bias.detach() if resting else self.whitening.bias
-            white = nn.functional.silu(nn.functional.conv2d(images_NCHW, self.whitening.weight, bias))
+            white = nn.functional.silu(nn.functional.conv2d(images_NCHW, weight, bias))
         # over all that is left: 3x3 at 32 pixels, as the record's pool, and any size beside
         return self.head(global_max(self.groups(white))) * self.scale
 
