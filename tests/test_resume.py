@@ -108,6 +108,15 @@ def victim(recipe: Recipe, started, stepping, errors) -> None:
         raise
 
 
+@pytest.mark.parametrize("short, epochs", [(0.0, [1, 2, 3]), (1e9, [3])], ids=["long epochs", "short epochs"])
+def test_short_epochs_share_a_checkpoint(store, tmp_path, monkeypatch, short, epochs):
+    saved, real = [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: (saved.append(state["epoch"]), real(path, state)))
+    monkeypatch.setattr(saving, "SHORT", short)
+    train(Recipe(**{**SMALL, "save_minutes": 2.0}, data=str(store.path), out=str(tmp_path)), "", quiet)
+    assert saved == epochs and read(tmp_path)["epoch"] == 3
+
+
 @pytest.mark.parametrize("pipeline", KILLS)
 def test_killed_at_random_moments(store, tmp_path, request, pipeline):
     try:

@@ -110,7 +110,7 @@ class Run:
             def on_epoch(line: dict, losses: list[float]) -> None:
                 steps.add([{"epoch": line["epoch"], "step": step + 1, "loss": loss} for step, loss in enumerate(losses)])
                 metrics.add([line])
-                saver.save()
+                saver.on_epoch(last=line["epoch"] == recipe.epochs)
                 show(line, losses)
                 self.say(epoch_line(line, recipe.epochs))
 
