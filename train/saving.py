@@ -15,7 +15,6 @@ from train import checkpoint, state
 from train.course import Diverged
 from train.loop import Training
 
-
 SHORT = 5.0  # seconds; epochs that take less share a checkpoint: each costs some 40 ms for 2 million parameters, more than a third of a GPU's epoch
 
 
