@@ -36,7 +36,8 @@ class Block(nn.Module):
         looked_NHWC = self.norm(self.look(images_NCHW)).permute(0, 2, 3, 1)
         gate, value = F.linear(looked_NHWC, self.widen.weight.flatten(1)).chunk(2, -1)
         # the scale in the filter, not on the image: one pass less over memory, and under autocast a sum in half precision
-        narrowed_NHWC = F.linear(F.silu(gate) * value, self.narrow.weight.flatten(1) * self.scale.flatten(1))
+        # a copy of the gate: a slice's few channels a pixel leave SiLU's vectors half empty on a processor; a compiler has no copy of it
+        narrowed_NHWC = F.linear(F.silu(gate.contiguous()) * value, self.narrow.weight.flatten(1) * self.scale.flatten(1))
         return images_NCHW + self.dropout(narrowed_NHWC.permute(0, 3, 1, 2))
 
 
