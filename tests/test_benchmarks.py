@@ -257,8 +257,8 @@ def test_gpu_command_lists_steps_that_fit_together(tmp_path):
     for quick in (False, True):
         listed = gpu.steps(tmp_path, "data", "cuda", quick)
         names = [s.name for s in listed]
-        assert names[:5] == ["machine", "tests", "programs-speed", "programs-together", "speed"] and len(set(names)) == len(names)
-        assert [s.name for s in listed if s.beside] == names[1:4]
+        assert names[:4] == ["machine", "tests", "programs-speed", "speed"] and len(set(names)) == len(names)
+        assert [s.name for s in listed if s.beside] == names[1:3]
         assert all(s.after in ("", *names[:i]) and s.least < s.most for i, s in enumerate(listed))
     assert [s.skip != "" for s in gpu.steps(tmp_path, "", "cpu", True)] == [name == "tests" for name in names]
 
