@@ -3,9 +3,9 @@
     python -m benchmarks gpu --out DIR --minutes M [--data PATH]
 
 First the GPU tests, and beside them short runs of what compiles, so that its programs are there; then the benchmarks one by one, the most telling first
-(`ENTRIES`); each result is in DIR as soon as it is
+(`entries.py`); each result is in DIR as soon as it is
 known, and DIR/summary.md says how far it is. It ends inside M minutes. Called again with the same DIR on the same
-commit, it goes on where it stopped (`steps.py` says what that means). A further benchmark joins by one entry of `ENTRIES`.
+commit, it goes on where it stopped (`steps.py` says what that means). A further benchmark joins by one entry of `entries.py`; `--only NAME ...` runs some.
 
 Charts want matplotlib and the tests pytest, hypothesis and psutil; where they are missing these parts are left out
 with that reason. DALI and FFCV are rows that say "not installed". `--device cpu --quick` tries the whole machinery on
@@ -18,11 +18,11 @@ import importlib.util
 import json
 import signal
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from benchmarks.entries import ENTRIES, Entry
 from benchmarks.steps import ROOT, Index, Step, run
 from pipelines.errors import InputError
 from train.machine import commit
@@ -31,138 +31,19 @@ NEEDED = {"numpy": "numpy", "numba": "numba", "safetensors": "safetensors", "tor
 PYTHON = sys.executable
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A benchmark of the list, in full and with tiny sizes.
-
-    module, full, quick  the command: python -m module, then the flags of one of the two
-    writes               flag → the file or folder in the results' folder that it names
-    result               what must be there in the end, and is removed before a new try; "" for nothing
-    programs             flags of a short run that compiles all that the full one will; "" for none
-    charts               the same, where there is matplotlib
-    """
-
-    name: str
-    asks: str
-    module: str
-    full: str
-    quick: str
-    writes: dict[str, str]
-    result: str
-    most: float
-    least: float = 60.0
-    charts: dict[str, str] = field(default_factory=dict)
-    programs: str = ""
-
-
-TINY = "--limit 128 --batch-size 16"
-FEW = f"{TINY} --pipelines resident torchvision"
-AROUND = (  # the settings of `speed`, and how far around them
-    "muon_lr=0.15..0.33 muon_momentum=0.5..0.8 lr=50..200 head_lr=450..1800 momentum=0.75..0.9 weight_decay=1e-6..9e-6 "
-    "label_smoothing=0.03..0.2 epochs=7..10 grown=0.3..0.6 settle=0.2..0.6 translate=1..4"
-)
-ENTRIES = (
-    Entry(
-        "speed",
-        "How many seconds to which accuracy, beside the speed records' scripts?",
-        "benchmarks.time_to_accuracy",
-        full="speed --runs 10 --no-report",
-        quick="level1 --epochs 1 --limit 128 --runs 2 --no-report",
-        programs="speed --runs 1 --no-report",
-        writes={"--out": "speed"},
-        result="speed/result.json",
-        most=600,
-    ),
-    Entry(
-        "together",
-        "How many trainings of a tiny net an hour, one at a time and eight as one program? Steps recorded, not compiled: no minutes of compiling.",
-        "benchmarks.together",
-        full="modern --net tiny83k --recorded --steps 100",
-        quick=f"modern --net tiny83k --steps 2 --passes 1 {TINY}",
-        writes={"--json": "together.json"},
-        result="together.json",
-        most=200,
-    ),
-    Entry(
-        "search",
-        "What does each setting of `speed` give, and what does it cost?",
-        "benchmarks.search",
-        full=f"speed --trials 400 --stop-after 4 --vary {AROUND}",
-        quick="level1 --epochs 1 --limit 128 --trials 6 --vary lr=0.001..0.1 label_smoothing=0..0.2",
-        writes={"--out": "search"},
-        result="search/search.json",
-        most=360,
-    ),
-    Entry(
-        "loaders",
-        "How many images a second does each loader give, beside a plain copy?",
-        "benchmarks.loaders",
-        full="--batch-sizes 512 5000 50000 --dtypes float16",
-        quick="--batch-sizes 64 --dtypes float32 --limit 128 --passes 1 --only resident reference",
-        writes={"--json": "loaders.json"},
-        charts={"--chart": "loaders.png"},
-        result="loaders.json",
-        most=480,
-    ),
-    Entry(
-        "training",
-        "How accurate is the default recipe, and how long does it take?",
-        "train",
-        full="default",
-        quick="level1 --epochs 1 --limit 128",
-        writes={"--out": "training"},
-        result="training/summary.json",
-        least=30,
-        most=300,
-    ),
-    Entry(
-        "breakdown",
-        "Where does a training step's time go, through each pipeline?",
-        "benchmarks.breakdown",
-        full="--net quick --steps 0",
-        quick=f"--steps 2 --first 1 --rounds 1 {FEW}",
-        writes={"--json": "breakdown.json"},
-        charts={"--chart": "breakdown.png"},
-        result="breakdown.json",
-        most=300,
-    ),
-    Entry(
-        "epoch_time",
-        "How long does an epoch of the full set take through each pipeline?",
-        "benchmarks.epoch_time",
-        full="--net quick --epochs 5",
-        quick=f"--epochs 2 --passes 1 {FEW}",
-        writes={"--json": "epoch_time.json"},
-        charts={"--chart": "epoch_time.png"},
-        result="epoch_time.json",
-        most=400,
-    ),
-    Entry(
-        "together_compiled",
-        "The same trainings an hour, with steps compiled, which takes minutes for eight nets.",
-        "benchmarks.together",
-        full="modern --net tiny83k --compiled --steps 100",
-        quick=f"modern --net tiny83k --steps 1 --passes 1 --sizes 1 {TINY}",
-        writes={"--json": "together_compiled.json"},
-        result="together_compiled.json",
-        most=400,
-    ),
-    Entry(
-        "speed_50",
-        "The same with fifty seeds: those that are there are kept.",
-        "benchmarks.time_to_accuracy",
-        full="speed --runs 50 --no-report",
-        quick="level1 --epochs 1 --limit 128 --runs 3 --no-report",
-        writes={"--out": "speed"},
-        result="",
-        most=600,
-    ),
-)
 PEER_SECONDS = 300  # more where a record's script runs, too: it compiles for minutes
 
 
-def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, ...] = ()) -> list[Step]:
-    """The list, in the order in which it is run. folder: where results go; data: as `--data` everywhere; peers: scripts."""
+def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> list[Step]:
+    """The list, in the order in which it is run. folder: where results go; data: as `--data` everywhere; peers: scripts; only: names, all without them.
+
+    Raises `InputError` for a name that there is not.
+    """
+    names = ["tests", *(entry.name for entry in ENTRIES)]
+    for name in only:
+        if name not in names:
+            raise InputError(f"--only {name}: choose from {', '.join(names)}")
+    wanted = [entry for entry in ENTRIES if entry.name in (only or names)]
     first = Step(
         "machine",
         (PYTHON, "-m", "benchmarks.gpu", data, device, str(folder / "machine.json")),
@@ -197,7 +78,8 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
             return Step(f"programs-{entry.name}", command, f"Programs for {entry.name}; its figures mean nothing.", most=most, after="machine", beside=True)
         return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after="machine")
 
-    return [first, tests, *(benchmark(entry, True) for entry in ENTRIES if entry.programs), *map(benchmark, ENTRIES)]
+    tested = [tests] if "tests" in (only or names) else []
+    return [first, *tested, *(benchmark(entry, True) for entry in wanted if entry.programs), *map(benchmark, wanted)]
 
 
 def machine(data: str, device: str, file: str) -> None:
@@ -238,6 +120,7 @@ def gpu(given: list[str], begin: float) -> None:
     parser.add_argument("--minutes", type=float, required=True, metavar="M", help="end within that many minutes")
     parser.add_argument("--data", default="", help="a store or a source (default: as python -m train)")
     parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a speed record's script, run beside ours; may be repeated")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of tests, {', '.join(entry.name for entry in ENTRIES)}")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu only to try the command")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the command: the figures mean nothing")
     asked = parser.parse_args(given)
@@ -249,9 +132,10 @@ def gpu(given: list[str], begin: float) -> None:
         raise InputError(f"--minutes {asked.minutes:g}: give more than 0")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step at work is ended too
     data = str(Path(asked.data).resolve()) if asked.data and Path(asked.data).exists() else asked.data
+    steps(Path(), "", asked.device, asked.quick, only=tuple(asked.only))  # says what is wrong with it before a folder is made
     index = Index(Path(asked.out).resolve(), identity() + ("-quick" if asked.quick else "") + ("-cpu" if asked.device == "cpu" else ""))
     (index.folder / "programs").mkdir(exist_ok=True)
-    listed = steps(index.folder, data, asked.device, asked.quick, tuple(str(Path(script).resolve()) for script in asked.peer))
+    listed = steps(index.folder, data, asked.device, asked.quick, tuple(str(Path(script).resolve()) for script in asked.peer), tuple(asked.only))
     states = run(listed, index, begin + 60 * asked.minutes, say=lambda text: print(text, flush=True))
     done = states.count("done")
     rest = "" if done == len(states) else "; it says why not all: call again with the same --out to go on"

@@ -263,6 +263,14 @@ def test_gpu_command_lists_steps_that_fit_together(tmp_path):
     assert [s.skip != "" for s in gpu.steps(tmp_path, "", "cpu", True)] == [name == "tests" for name in names]
 
 
+def test_some_of_the_list_can_be_asked_for(tmp_path):
+    listed = [s.name for s in gpu.steps(tmp_path, "data", "cuda", False, only=("search", "speed"))]
+    assert listed == ["machine", "programs-speed", "speed", "search"]  # in the list's order
+    assert [s.name for s in gpu.steps(tmp_path, "data", "cuda", False, only=("tests",))] == ["machine", "tests"]
+    with pytest.raises(InputError, match="--only spede: choose from tests, speed"):
+        gpu.steps(tmp_path, "data", "cuda", False, only=("spede",))
+
+
 def test_results_belong_to_a_commit_and_to_the_changes_on_it(monkeypatch):
     monkeypatch.setattr(gpu, "commit", lambda: "abc")
     assert gpu.identity() == "abc"

@@ -1,0 +1,153 @@
+"""What `python -m benchmarks gpu` measures, the most telling first: each benchmark's command, in full and with tiny sizes."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A benchmark of the list, in full and with tiny sizes.
+
+    module, full, quick  the command: python -m module, then the flags of one of the two
+    writes               flag → the file or folder in the results' folder that it names
+    result               what must be there in the end, and is removed before a new try; "" for nothing
+    programs             flags of a short run that compiles all that the full one will; "" for none
+    charts               the same, where there is matplotlib
+    """
+
+    name: str
+    asks: str
+    module: str
+    full: str
+    quick: str
+    writes: dict[str, str]
+    result: str
+    most: float
+    least: float = 60.0
+    charts: dict[str, str] = field(default_factory=dict)
+    programs: str = ""
+
+
+TINY = "--limit 128 --batch-size 16"
+LONG = "--no-compiled --recorded --eval-every 50 --no-report"  # eager kernels in a graph: compiling three nets would take longer than it gains
+FEW = f"{TINY} --pipelines resident torchvision"
+AROUND = (  # the settings of `speed`, and how far around them
+    "muon_lr=0.15..0.33 muon_momentum=0.5..0.8 lr=50..200 head_lr=450..1800 momentum=0.75..0.9 weight_decay=1e-6..9e-6 "
+    "label_smoothing=0.03..0.2 epochs=7..10 grown=0.3..0.6 settle=0.2..0.6 translate=1..4"
+)
+ENTRIES = (
+    Entry(
+        "speed",
+        "How many seconds to which accuracy, beside the speed records' scripts?",
+        "benchmarks.time_to_accuracy",
+        full="speed --runs 10 --no-report",
+        quick="level1 --epochs 1 --limit 128 --runs 2 --no-report",
+        programs="speed --runs 1 --no-report",
+        writes={"--out": "speed"},
+        result="speed/result.json",
+        most=600,
+    ),
+    Entry(
+        "together",
+        "How many trainings of a tiny net an hour, one at a time and eight as one program? Steps recorded, not compiled: no minutes of compiling.",
+        "benchmarks.together",
+        full="modern --net tiny83k --recorded --steps 100",
+        quick=f"modern --net tiny83k --steps 2 --passes 1 {TINY}",
+        writes={"--json": "together.json"},
+        result="together.json",
+        most=200,
+    ),
+    Entry(
+        "search",
+        "What does each setting of `speed` give, and what does it cost?",
+        "benchmarks.search",
+        full=f"speed --trials 400 --stop-after 4 --vary {AROUND}",
+        quick="level1 --epochs 1 --limit 128 --trials 6 --vary lr=0.001..0.1 label_smoothing=0..0.2",
+        writes={"--out": "search"},
+        result="search/search.json",
+        most=360,
+    ),
+    Entry(
+        "loaders",
+        "How many images a second does each loader give, beside a plain copy?",
+        "benchmarks.loaders",
+        full="--batch-sizes 512 5000 50000 --dtypes float16",
+        quick="--batch-sizes 64 --dtypes float32 --limit 128 --passes 1 --only resident reference",
+        writes={"--json": "loaders.json"},
+        charts={"--chart": "loaders.png"},
+        result="loaders.json",
+        most=480,
+    ),
+    Entry(
+        "training",
+        "How accurate is the default recipe, and how long does it take?",
+        "train",
+        full="default",
+        quick="level1 --epochs 1 --limit 128",
+        writes={"--out": "training"},
+        result="training/summary.json",
+        least=30,
+        most=300,
+    ),
+    Entry(
+        "breakdown",
+        "Where does a training step's time go, through each pipeline?",
+        "benchmarks.breakdown",
+        full="--net quick --steps 0",
+        quick=f"--steps 2 --first 1 --rounds 1 {FEW}",
+        writes={"--json": "breakdown.json"},
+        charts={"--chart": "breakdown.png"},
+        result="breakdown.json",
+        most=300,
+    ),
+    Entry(
+        "epoch_time",
+        "How long does an epoch of the full set take through each pipeline?",
+        "benchmarks.epoch_time",
+        full="--net quick --epochs 5",
+        quick=f"--epochs 2 --passes 1 {FEW}",
+        writes={"--json": "epoch_time.json"},
+        charts={"--chart": "epoch_time.png"},
+        result="epoch_time.json",
+        most=400,
+    ),
+    Entry(
+        "together_compiled",
+        "The same trainings an hour, with steps compiled, which takes minutes for eight nets.",
+        "benchmarks.together",
+        full="modern --net tiny83k --compiled --steps 100",
+        quick=f"modern --net tiny83k --steps 1 --passes 1 --sizes 1 {TINY}",
+        writes={"--json": "together_compiled.json"},
+        result="together_compiled.json",
+        most=400,
+    ),
+    Entry(
+        "speed_50",
+        "The same with fifty seeds: those that are there are kept.",
+        "benchmarks.time_to_accuracy",
+        full="speed --runs 50 --no-report",
+        quick="level1 --epochs 1 --limit 128 --runs 3 --no-report",
+        writes={"--out": "speed"},
+        result="",
+        most=600,
+    ),
+    Entry(
+        "few",
+        "How accurate are the tiny nets after the 200 epochs that are made for them?",
+        "benchmarks.pareto",
+        full=f"tiny --nets tiny83k tiny50k tiny25k {LONG}",
+        quick=f"tiny --nets tiny10k --epochs 1 --no-report {TINY}",
+        writes={"--out": "few"},
+        result="few/pareto.md",
+        most=500,
+    ),
+    Entry(
+        "anchor",
+        "How accurate is the net of others that they are measured against, by its own recipe, after as many?",
+        "benchmarks.pareto",
+        full=f"tiniest --nets tiniest {LONG}",
+        quick=f"modern --nets tiny10k --epochs 1 --no-report {TINY}",
+        writes={"--out": "anchor"},
+        result="anchor/pareto.md",
+        most=500,
+    ),
+)
