@@ -140,7 +140,7 @@ class Speednet(nn.Module):
         resting = self.settled if self.training else untaught()
         weight, bias = self.whitening.weight, self.whitening.bias.detach() if resting else self.whitening.bias
         if more := self.spare(images_NCHW):
-            weight, bias = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), nn.functional.pad(bias, (0, more))
+            weight, bias = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), nn.functional.pad(bias, (0, more))  # type: ignore[arg-type]  # there is one
         if resting and fused is not None and images_NCHW.is_cuda:
             white = fused.white(images_NCHW, weight, bias)
         else:

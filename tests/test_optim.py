@@ -9,11 +9,11 @@ from conftest import make_store
 from torch._dynamo.utils import counters
 
 import nets
-from pipelines.errors import InputError
 from train.optim import Muon, newton_schulz, optimiser, orthogonal
 from train.progressive import resize, side
 from train.recipe import MUON_NORMS, Recipe
 from train.runs import train
+from train.scaling import FixedScale
 
 
 def test_orthogonal_moves_singular_values_to_one():
@@ -122,9 +122,27 @@ def test_a_compiled_step_learns_what_the_eager_one_does_and_seeds_share_it(tmp_p
     assert counters["stats"]["unique_graphs"] == before + 3  # forward and its backward, update, the net under test: once for both seeds
 
 
-def test_fp16_is_not_compiled(store, tmp_path):
-    with pytest.raises(InputError, match="bf16 or fp32"):
-        train(Recipe(net="level1", precision="fp16", compiled=True, device="cpu", data=str(store.path), out=str(tmp_path / "out")), "test", lambda *_: None)
+def test_a_compiled_step_in_fp16_learns_what_one_in_fp32_does(tmp_path):
+    """By a scale that does not change, of gradients that fp16 has no numbers for."""
+    store = make_store(tmp_path / "even.safetensors", train=64)
+    small = dict(net="quick", epochs=2, batch_size=32, lr=0.05, device="cpu", compiled=True, eval_every=0, report=False)
+    losses = []
+    for precision in ("fp16", "fp32"):
+        train(Recipe(**small, precision=precision, data=str(store.path), out=str(tmp_path / precision)), "test", lambda *_: None)
+        losses.append([json.loads(line)["loss"] for line in (tmp_path / precision / "steps.jsonl").read_text().splitlines()])
+    assert len(losses[0]) == 4 and np.allclose(*losses, rtol=1e-2) and losses[0] != losses[1]
+
+
+def test_a_fixed_scale_moves_weights_as_none_does():
+    weights, optimisers = [torch.ones(3, requires_grad=True) for _ in range(2)], []
+    for weight, scale in zip(weights, (FixedScale(2048), FixedScale(1))):
+        optimisers.append(torch.optim.SGD([weight, torch.ones(2, requires_grad=True)], lr=0.1))
+        scale.scale((weight * 3e-8).sum()).backward()
+        half = weight.grad.half()
+        assert half.any() if scale.factor > 1 else (half.float() / 3e-8 - 1).abs().min() > 0.5
+        scale.step(optimisers[-1])
+        scale.update()
+    assert torch.allclose(*[weight.grad for weight in weights]) and torch.equal(*weights)
 
 
 def test_whitening_gives_patches_unit_variance():

@@ -108,7 +108,9 @@ def test_a_state_is_put_where_a_recording_reads_it(store, tmp_path, optimiser):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("together", [1, 2])
-@pytest.mark.parametrize("way", ["compiled", "recorded"])
+@pytest.mark.parametrize(
+    "way", [dict(compiled=True), dict(recorded=True), dict(recorded=True, precision="fp16")], ids=["compiled", "recorded", "recorded fp16"]
+)
 @pytest.mark.parametrize(
     "optimiser", [dict(optimiser="muon", muon_lr=0.02), dict(nesterov=True), dict(optimiser="adamw", lr=1e-3)], ids=["muon", "sgd", "adamw"]
 )
@@ -116,7 +118,7 @@ def test_a_graph_learns_what_eager_steps_do(tmp_path, optimiser, way, together):
     """Losses of two seeds, the second in the first's recording, or both in one."""
     store = make_store(tmp_path / "even.safetensors", train=40)
     recipe = Recipe(**{**SMALL, "device": "cuda", "net": "quick", **optimiser}, runs=2, together=together, report=False, data=str(store.path))
-    for name, one in (("eager", recipe), ("graph", replace(recipe, **{way: True}))):
+    for name, one in (("eager", recipe), ("graph", replace(recipe, **way))):
         train(replace(one, out=str(tmp_path / name)), "", lambda *_: None)
     for seed in ("seed-0", "seed-1"):
         torch.testing.assert_close(losses(tmp_path / "graph" / seed), losses(tmp_path / "eager" / seed), rtol=1e-2, atol=1e-2)
@@ -150,10 +152,7 @@ def test_a_graph_reads_what_it_is_given():
         assert (loss.item(), right.item()) == (96.0 * step * step, 2 * step)
 
 
-@pytest.mark.parametrize("half", [True, False])
-def test_a_gpu_without_bf16_trains_the_default_step_by_step(half, monkeypatch):
-    """Its fp16 has a scaler, which looks at gradients on the host."""
+def test_a_gpu_trains_the_default_by_recorded_steps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: half)
     made = recipes.default()
-    assert (made.net, made.compiled, made.recorded) == ("speednet", False, half)
+    assert (made.net, made.compiled, made.recorded) == ("speednet", False, True)

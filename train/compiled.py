@@ -10,9 +10,9 @@ import logging
 
 import torch
 
-from pipelines.errors import InputError
 from train.recipe import Recipe
 from train.recorded import Graphs, Recorded
+from train.scaling import FixedScale
 
 REMARKS = ("torch._dynamo.variables.ctx_manager", "torch.utils.cpp_extension")  # on a profiler's marks, on a CUDA that is not there: nothing to act on
 PROGRAMS = 64  # of one method: a size of image times a size of batch times the trainings of a process; torch's own 8 are soon used up, and then it runs eagerly
@@ -21,14 +21,14 @@ PROGRAMS = 64  # of one method: a size of image times a size of batch times the 
 def build_step(training, recipe: Recipe) -> None:
     """Replace what the recipe says of a `loop.Training` or `together.Together`: `forward` and `update`, on CUDA `work`, too. Its `built` tells whether any was.
 
-    Raises `InputError` for fp16, whose scaler looks at gradients on the host.
+    In fp16 the scale of the loss is fixed: a scaler's looks at the gradients, on the host, cannot be in it.
     """
     cuda = training.device.type == "cuda"
     training.built = recipe.compiled or (recipe.recorded and cuda and training.ranks.alone)  # a graph of what processes say to each other has not been tried
     if not training.built:
         return
     if training.precision == "fp16":
-        raise InputError("--compiled or --recorded with fp16: its loss scaler waits for the device at every step: use --precision bf16 or fp32")
+        training.scaler = FixedScale(recipe.batch_size)
     keep_rates(training.optimiser, training.device)
     if recipe.compiled:
         compile_step(training)
@@ -45,7 +45,10 @@ def compile_step(training) -> None:
     # no dynamic shapes: a program each for the full batch, the last one, and every side
     training.forward = torch.compile(training.forward, dynamic=False)
     # without torch 2.11's search for loops that could be turned to be fused: it takes the optimisers' lists for single tensors, and fails
-    training.update = torch.compile(training.optimiser.step, dynamic=False, options={"loop_ordering_after_fusion": False})
+    scaler, optimiser = training.scaler, training.optimiser
+    training.update = torch.compile(
+        (lambda: scaler.step(optimiser)) if training.precision == "fp16" else optimiser.step, dynamic=False, options={"loop_ordering_after_fusion": False}
+    )
 
 
 def keep_rates(optimiser: torch.optim.Optimizer, device: torch.device) -> None:

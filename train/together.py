@@ -23,6 +23,7 @@ from train.loop import Training, right_of, set_rate
 from train.objective import cross_entropies
 from train.recorded import Batch, Results
 from train.rehearsal import rehearse
+from train.scaling import FixedScale
 
 
 class Together:
@@ -39,8 +40,6 @@ class Together:
         self.device, self.precision, self.ranks = first.device, first.precision, first.ranks
         if not batched:
             return
-        if self.precision == "fp16":
-            raise InputError("--together with fp16: its loss scaler looks at one net at a time: use --precision bf16 or fp32")
         if self.device.type == "cpu" and self.precision != "fp32":
             raise InputError("--as-one: on a CPU torch casts nothing to half precision where several nets are one program: use --precision fp32")
         own_norms(first.net)
@@ -48,6 +47,7 @@ class Together:
         self.buffers = stacked([dict(t.net.named_buffers()) for t in trainings])
         self.gradients = [p.grad for p in self.parameters.values() if p.requires_grad]
         self.optimiser, self.leaders = merged(trainings)
+        self.scaler = FixedScale(first.recipe.batch_size if self.precision == "fp16" else 1)  # a scaler would look at one net at a time
         self.link()
         build_step(self, first.recipe)
 
@@ -103,7 +103,7 @@ class Together:
         images = side_by_side([images for images, _ in batches])
         losses, logits = self.forward(images, [targets for _, targets in batches])
         torch._foreach_zero_(self.gradients)
-        losses.sum().backward()  # of nets that share nothing: each gets the gradient of its own loss
+        self.scaler.scale(losses.sum()).backward()  # of nets that share nothing: each gets the gradient of its own loss
         self.update()
         return losses.detach(), torch.stack([right_of(said, targets) for said, (_, targets) in zip(logits, batches)])
 
@@ -130,7 +130,7 @@ class Together:
 
     def update(self) -> None:
         """Move all weights by their gradients."""
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
 
     def link(self) -> None:
         """Have each weight's optimiser state be the one that its own training keeps."""
