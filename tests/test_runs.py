@@ -1,13 +1,15 @@
 """`--runs`: interrupted and gone on with, diverged and counted, and the interval it prints."""
 
+import gc
 import json
 import math
+import weakref
 
 import pytest
 import torch
 
 from pipelines.errors import InputError
-from train import jobs, runs
+from train import jobs, loop, runs
 from train.course import Diverged
 from train.interval import Interval, distribution, p_at_least, quantile
 from train.recipe import Recipe
@@ -89,3 +91,21 @@ def test_a_compiled_training_is_used_again_by_its_own_experiment_only(store, tmp
         made.append(Run(recipe, tmp_path / str(i), torch.device("cpu"), "", lambda *_: None, kept).training)
     assert made[0] is made[1] and len({id(one) for one in made}) == 3
     assert [float(one.optimiser.param_groups[0]["initial_lr"]) for one in made[1:]] == [0.1, 0.5, 0.5]
+
+
+def test_a_training_of_other_settings_is_let_go_of_before_the_next_is_made(store, tmp_path, monkeypatch):
+    """A GPU's recorded steps hold gigabytes, and are tied to their training in a circle."""
+    alive, made = [], []
+
+    def build_step(training, recipe):
+        training.built, training.work = True, training.work  # a bound method of its own
+        alive.append(sum(one() is not None for one in made))
+        made.append(weakref.ref(training))
+
+    monkeypatch.setattr(loop, "build_step", build_step)
+    gc.disable()
+    try:
+        runs.train(Recipe(**{**SMALL, "runs": 2}, sweep="lr=0.01,0.02,0.03", data=str(store.path), out=str(tmp_path), report=False), "", quiet)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]  # one for the two seeds of each value

@@ -1,5 +1,6 @@
 """One run: the parts put together, trained, and written down."""
 
+import gc
 import json
 import shlex
 import sys
@@ -52,9 +53,13 @@ class Kept:
     ranks: Ranks = Ranks()
 
     def earlier(self, recipe: Recipe, slot: int) -> Training | None:
-        """The training in that place, if it is of the same experiment: a program has its settings in it."""
+        """The training in that place, if it is of the same experiment: a program has its settings in it. One of another is let go of."""
         training = self.trainings.get(slot)
-        return training if training and training.recipe.experiment() == recipe.experiment() else None
+        if training and training.recipe.experiment() != recipe.experiment():
+            self.trainings.pop(slot)
+            self.group = training = None
+            gc.collect()  # it is tied to its own programs in a circle, and a GPU's graph of its steps holds gigabytes
+        return training
 
     def locate(self, recipe: Recipe) -> Store:
         """The store that a recipe's `data` means, every byte of it checked: converted by one process of a machine, and the same for all."""
