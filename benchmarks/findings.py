@@ -14,7 +14,7 @@ from benchmarks.surface import Choice, Estimate, Range, Surface
 from train.figures import TEST, plt, save
 from train.recipe import Recipe, flag
 
-HEADER = ["setting", "drawn from", "the recipe's", "low → high, points", "middle, points", "low → high, seconds", "best"]
+HEADER = ["setting", "drawn from", "the recipe's", "low → high, points", "middle, points", "train, points", "seconds", "best"]
 
 
 def shown(estimate: Estimate, digits: int, unit: float = 1.0) -> str:
@@ -23,7 +23,7 @@ def shown(estimate: Estimate, digits: int, unit: float = 1.0) -> str:
     return f"**{text}**" if estimate.clear else text
 
 
-def rows(ranges: list[Range | Choice], own: dict, best: dict, accuracy: Surface, seconds: Surface) -> list[list[str]]:
+def rows(ranges: list[Range | Choice], own: dict, best: dict, accuracy: Surface, train: Surface, seconds: Surface) -> list[list[str]]:
     """The table's cells: of a list, each word but the first against the first."""
     cells = []
     for one in ranges:
@@ -39,7 +39,12 @@ def rows(ranges: list[Range | Choice], own: dict, best: dict, accuracy: Surface,
                 half = {**own, one.name: one.value(0.5)}
                 middle = shown(accuracy.estimate(accuracy.row(half) - (accuracy.row(less) + accuracy.row(more)) / 2), 2, 100)
             found = str(best[one.name]) if best[one.name] != own[one.name] else ""
-            differ = shown(accuracy.difference(more, less), 2, 100), middle, shown(seconds.difference(more, less), 3)
+            differ = (
+                shown(accuracy.difference(more, less), 2, 100),
+                middle,
+                shown(train.difference(more, less), 2, 100),
+                shown(seconds.difference(more, less), 3),
+            )
             cells.append([label, str(one), str(own[one.name]), *differ, found])
     return cells
 
@@ -48,11 +53,12 @@ def found(recipe: Recipe, ranges: list[Range | Choice], done: list[tuple[dict, d
     """(what the trials say, the same as plain values, the fit of the accuracy). cost: points of accuracy that a second is worth."""
     good = [(trial, outcome) for trial, outcome in done if "diverged" not in outcome]
     reached = [outcome["test_accuracy"] for _, outcome in good]
+    learnt = [outcome["train_accuracy"] for _, outcome in good]
     took = [field_seconds(outcome["seconds"]) for _, outcome in good]
     lost = [f"diverged: {' '.join(f'--{flag(k)} {v}' for k, v in trial.items())}: {o['diverged']}" for trial, o in done if "diverged" in o]
     trials = [trial for trial, _ in good]
     try:
-        accuracy, seconds = Surface(ranges, trials, reached), Surface(ranges, trials, took)
+        accuracy, fitting, seconds = (Surface(ranges, trials, figures) for figures in (reached, learnt, took))
         merit = Surface(ranges, trials, [a - cost / 100 * s for a, s in zip(reached, took)])
     except ValueError as error:
         return "\n".join([f"{error}: give more --trials", *lost]), {}, None
@@ -60,7 +66,7 @@ def found(recipe: Recipe, ranges: list[Range | Choice], done: list[tuple[dict, d
     best = merit.best(own)
     here, gain, longer = accuracy.at(own), accuracy.difference(best, own), seconds.difference(best, own)
     said = [
-        table(HEADER, rows(ranges, own, best, accuracy, seconds)),
+        table(HEADER, rows(ranges, own, best, accuracy, fitting, seconds)),
         f"\n{len(good)} trials, {'linear and squared' if accuracy.curved else 'linear'} terms; a trial differs from the fit by {100 * accuracy.deviation:.2f} points (sd)",
         f"at the recipe's own settings {100 * here.value:.2f} ± {100 * here.half:.2f}%",
         *lost,

@@ -9,7 +9,8 @@ again, with more trials or not, it goes on. Writes DIR/search.md, search.json an
 
 low → high      the difference that the fit sees between the two ends of a range, with half of its 95% interval, each by itself; bold where that leaves zero out
 middle          how much the middle is above the mean of the two ends
-seconds         the field's clock: training and the last test pass
+train           low → high of the last epoch's train accuracy, which seeds and few test images blur less; augmentation lowers it
+seconds         low → high of the field's clock: training and the last test pass
 """
 
 import argparse
