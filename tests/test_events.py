@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pipelines.errors import InputError, NotInstalled
-from train import events, result
+from train import events, result, saving
 from train.recipe import Recipe
 from train.runs import train
 from train.state import read
@@ -44,7 +44,7 @@ def test_a_training_with_events_writes_the_same(run_folder, store, tmp_path):
 
 def test_a_training_that_goes_on_keeps_its_events(store, tmp_path, monkeypatch):
     settings = dict(net="level1", batch_size=16, lr=0.01, device="cpu", precision="fp32", data=str(store.path), events=True, out=str(tmp_path))
-    recipe = Recipe(**settings, epochs=3)
+    recipe = Recipe(**settings, epochs=3, save_minutes=0.0)
 
     def stop(line, *_):
         if isinstance(line, dict) and line["epoch"] == 2:
@@ -57,7 +57,30 @@ def test_a_training_that_goes_on_keeps_its_events(store, tmp_path, monkeypatch):
         train(recipe, "", lambda *_: None)
     monkeypatch.undo()
     train(recipe, "", lambda *_: None, read(tmp_path))
-    assert [step for step, _ in scalars(tmp_path / "events")["lr"]] == [1, 3]  # the second was lost with the interrupted process
+    assert [step for step, _ in scalars(tmp_path / "events")["lr"]] == [1, 2, 3]
+
+
+def test_events_of_epochs_that_come_again_are_there_once(store, tmp_path, monkeypatch):
+    """Where the checkpoint is of an earlier epoch than the latest events."""
+    settings = dict(net="level1", batch_size=16, lr=0.01, device="cpu", precision="fp32", data=str(store.path), events=True, out=str(tmp_path))
+    recipe, real = Recipe(**settings, epochs=4), saving.Saver.on_epoch
+
+    def on_epoch(self, last):
+        if last:
+            raise KeyboardInterrupt
+        real(self, last)
+        monkeypatch.setattr(saving, "SHORT", 1e9)
+
+    monkeypatch.setattr(saving, "SHORT", 0.0)
+    monkeypatch.setattr(saving.Saver, "on_epoch", on_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, "", lambda *_: None)
+    monkeypatch.undo()
+    state = read(tmp_path)
+    assert state["epoch"] == 1 and [step for step, _ in scalars(tmp_path / "events")["lr"]] == [1, 2, 3]
+    train(recipe, "", lambda *_: None, state)
+    assert [step for step, _ in scalars(tmp_path / "events")["lr"]] == [1, 2, 3, 4]
+    assert [step for step, _ in scalars(tmp_path / "events")["loss/step"]] == list(range(1, 13))
 
 
 def test_seeds_have_a_folder_each_and_a_folder_without_a_run_is_refused(run_folder, tmp_path, capsys):

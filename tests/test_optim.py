@@ -110,7 +110,7 @@ def test_resize_is_torchs_antialiased_interpolation(shape, side):
 
 def test_a_compiled_step_learns_what_the_eager_one_does_and_seeds_share_it(tmp_path):
     store = make_store(tmp_path / "even.safetensors", train=32)
-    small = dict(net="level1", epochs=2, batch_size=16, lr=0.02, muon_lr=0.05, device="cpu", precision="fp32", optimiser="muon", eval_every=0)
+    small = dict(net="level1", epochs=2, batch_size=16, lr=0.002, muon_lr=0.005, device="cpu", precision="fp32", optimiser="muon", eval_every=0)
     before = counters["stats"]["unique_graphs"]
     for compiled in (False, True):
         train(Recipe(**small, compiled=compiled, runs=2, data=str(store.path), out=str(tmp_path / str(compiled))), "test", lambda *_: None)

@@ -39,13 +39,16 @@ def writer():
 
 @contextmanager
 def board(place: Path, wanted: bool, goes_on: bool) -> Iterator[Callable[[dict, list[float]], None]]:
-    """Give the function that a training tells of each epoch. Events of an earlier training are removed, unless this one goes on with it."""
+    """Give the function that a training tells of each epoch. Events of an earlier training are removed; where this one goes on with it, those of the
+    epochs that it has the metrics of are written again: the latest may be lost with the process that ended, or be of epochs that come again."""
     if not wanted:
         yield lambda line, losses: None
         return
     made = writer()
-    for earlier in () if goes_on else (place / "events").glob(FILES):
+    for earlier in (place / "events").glob(FILES):
         earlier.unlink()
+    if goes_on:
+        write(place)
     with made(str(place / "events")) as events:
         yield partial(add, events)
 
