@@ -84,14 +84,15 @@ def found(recipe: Recipe, ranges: list[Range | Choice], done: list[tuple[dict, d
 
 
 def chart(recipe: Recipe, ranges: list[Range | Choice], done: list[tuple[dict, dict]], fit: Surface, title: str, path: Path) -> None:
-    """A panel a setting: every trial, and the fit with its 95% interval where all others are the recipe's own; nothing without matplotlib."""
+    """A panel a setting: the fit with its 95% interval where all others are the recipe's own, and every trial brought there by the fit, which leaves
+    its residual; nothing without matplotlib."""
     if plt is None:
         return
     own = {one.name: getattr(recipe, one.name) for one in ranges}
-    across = min(4, len(ranges))
-    down = -(-len(ranges) // across)
+    down = -(-len(ranges) // 4)
+    across = -(-len(ranges) // down)
     figure, axes = plt.subplots(down, across, figsize=(3.2 * across + 1, 2.8 * down + 0.6), sharey=True, squeeze=False, layout="constrained")
-    good = [(trial, 100 * outcome["test_accuracy"]) for trial, outcome in done if "diverged" not in outcome]
+    good = [(trial, 100 * (outcome["test_accuracy"] - fit.at(trial).value)) for trial, outcome in done if "diverged" not in outcome]
     for panel in axes.flat[len(ranges) :]:
         panel.set_axis_off()
     for panel, one in zip(axes.flat, ranges):
@@ -99,7 +100,8 @@ def chart(recipe: Recipe, ranges: list[Range | Choice], done: list[tuple[dict, d
         values = list(one.values) if listed else list(dict.fromkeys(one.value(k / 40) for k in range(41)))
         at = list(range(len(values))) if listed else values
         places = [one.values.index(trial[one.name]) if listed else trial[one.name] for trial, _ in good]
-        panel.plot(places, [reached for _, reached in good], "o", ms=4, alpha=0.35, color="0.2", mec="none")
+        moved = [100 * fit.at({**own, one.name: trial[one.name]}).value + residual for trial, residual in good]
+        panel.plot(places, moved, "o", ms=4, alpha=0.35, color="0.2", mec="none")
         found = [fit.at({**own, one.name: value}) for value in values]
         middle, half = np.array([100 * e.value for e in found]), np.array([100 * e.half for e in found])
         if listed:
@@ -117,5 +119,7 @@ def chart(recipe: Recipe, ranges: list[Range | Choice], done: list[tuple[dict, d
         panel.spines[["top", "right"]].set_visible(False)
     for panel in axes[:, 0]:
         panel.set_ylabel("accuracy (%)")
-    figure.suptitle(f"{title}\na dot a trial; the fit, with its 95% interval, where the other settings are the recipe's own (dotted)", fontsize=10)
+    figure.suptitle(
+        f"{title}\nthe fit, with its 95% interval, where the other settings are the recipe's own (dotted); a dot a trial, brought there by the fit", fontsize=10
+    )
     save(path, figure)
