@@ -38,14 +38,14 @@ def rows(ranges: list[Range | Choice], own: dict, best: dict, accuracy: Surface,
             if isinstance(one, Range) and accuracy.curved:
                 half = {**own, one.name: one.value(0.5)}
                 middle = shown(accuracy.estimate(accuracy.row(half) - (accuracy.row(less) + accuracy.row(more)) / 2), 2, 100)
-            found = str(best[one.name]) if best[one.name] != own[one.name] else ""
+            better = str(best[one.name]) if best[one.name] != own[one.name] else ""
             differ = (
                 shown(accuracy.difference(more, less), 2, 100),
                 middle,
                 shown(train.difference(more, less), 2, 100),
                 shown(seconds.difference(more, less), 3),
             )
-            cells.append([label, str(one), str(own[one.name]), *differ, found])
+            cells.append([label, str(one), str(own[one.name]), *differ, better])
     return cells
 
 
@@ -102,8 +102,8 @@ def chart(recipe: Recipe, ranges: list[Range | Choice], done: list[tuple[dict, d
         places = [one.values.index(trial[one.name]) if listed else trial[one.name] for trial, _ in good]
         moved = [100 * fit.at({**own, one.name: trial[one.name]}).value + residual for trial, residual in good]
         panel.plot(places, moved, "o", ms=4, alpha=0.35, color="0.2", mec="none")
-        found = [fit.at({**own, one.name: value}) for value in values]
-        middle, half = np.array([100 * e.value for e in found]), np.array([100 * e.half for e in found])
+        levels = [fit.at({**own, one.name: value}) for value in values]
+        middle, half = np.array([100 * e.value for e in levels]), np.array([100 * e.half for e in levels])
         if listed:
             panel.errorbar(at, middle, half, fmt="o", ms=5, capsize=3, color=TEST)
             panel.set_xticks(at, [str(value) for value in values])
