@@ -45,7 +45,7 @@ def ranges_of(words: list[str], recipe: Recipe) -> list[Range | Choice]:
     for word in words:
         name, _, text = word.partition("=")
         name, (low, dots, high) = name.replace("-", "_"), text.partition("..")
-        values = typed("--vary", word, name, [low, high] if dots else text.split(","))
+        values = typed("--vary", word, name, [low, high] if dots else text.split(",") if text else [])
         kind = next(f.type for f in fields(Recipe) if f.name == name)
         for value in values:
             known(replace(recipe, **{name: value}))  # says what is wrong with it

@@ -191,6 +191,7 @@ def test_sweeps_that_cannot_be(sweep):
         read(Recipe(sweep=sweep))
     assert read(Recipe(sweep="nesterov=true,false")) == ("nesterov", [True, False])
     assert read(Recipe(sweep="first-side=16,20")) == ("first_side", [16, 20])
+    assert read(Recipe(sweep="teacher=,RUN")) == ("teacher", ["", "RUN"])  # without one, and with it
 
 
 def test_shapes_do_not_go_together(store, tmp_path):

@@ -76,7 +76,7 @@ def read(recipe: Recipe) -> tuple[str, list]:
 def typed(option: str, given: str, setting: str, texts: list[str]) -> list:
     """Values of a setting's type. option, given: what a line about a wrong one names. Raises `InputError` for no setting, no values, or another type."""
     kinds = {f.name: f.type for f in fields(Recipe) if f.name not in FIXED}
-    if setting not in kinds or not texts or "" in texts:
+    if setting not in kinds or not texts:
         raise InputError(f"{option} {given}: give FIELD=VALUE,VALUE,... with a setting such as lr")
     kind = switch if kinds[setting] is bool else kinds[setting]
     try:
