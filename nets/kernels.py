@@ -11,31 +11,34 @@ import torch
 import triton
 import triton.language as tl
 
-TILE, WARPS = 4096, 8  # values that a program works on at a time: 16 a thread, so that loads are 16 bytes wide in half precision
+TILE, WARPS = 2048, 8  # values that a program works on at a time: 8 a thread, 16 bytes in half precision, and 64 registers, so that four programs find room at once
 PROGRAMS = 528  # of those that sum: four for each multiprocessor of an H100
+FEW = 4  # channels that a program adds up the parts of: all its loads are on their way at once
 
 
 @triton.jit
-def silu_input(x, mean, scale, bias):
-    """(normalised, with the bias) of values."""
-    normed = (x.to(tl.float32) - mean) * scale
-    return normed, normed + bias
+def sigmoid(z):
+    """Of float32, by five instructions: a division takes twice as many. Below -44 the square is infinite, and what comes out 0."""
+    more = 1 + tl.exp2(z * -1.4426950408889634)
+    return tl.rsqrt(more * more)
 
 
 @triton.jit
 def silu_gradient(z, gradient):
     """The gradient of z where `gradient` is that of z * sigmoid(z)."""
-    share = tl.sigmoid(z)
-    return gradient.to(tl.float32) * share * (1 + z * (1 - share))
+    share = sigmoid(z)
+    return gradient.to(tl.float32) * (share * (z * (1 - share) + 1))
 
 
 @triton.jit
 def columns(stats, bias, eps, channel, C: tl.constexpr):
-    """(mean, 1 / deviation, bias) of channels, float32."""
+    """(1 / deviation, -mean / deviation, that with the bias) of channels, float32: of a value x the first times x and the second is the normalised one, and with
+    the third for the second what SiLU is given."""
     there = channel < C
     mean = tl.load(stats + channel, mask=there, other=0.0)
     variance = tl.load(stats + C + channel, mask=there, other=1.0)
-    return mean, 1 / tl.sqrt(variance + eps), tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(variance + eps)
+    return scale, -mean * scale, tl.load(bias + channel, mask=there, other=0.0).to(tl.float32) - mean * scale
 
 
 @triton.jit
@@ -119,7 +122,7 @@ def apply_kernel(
 ):  # fmt: skip
     """SiLU of the norm of `count` rows, with POOLED of as many windows of [N,H,W,C]."""
     channel = tl.arange(0, WIDTH)[None, :]
-    mean, scale, shift = columns(stats, bias, eps, channel, C)
+    scale, _, start = columns(stats, bias, eps, channel, C)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = (row < count) & (channel < C)
     at = row.to(tl.int64) * C + channel
@@ -127,24 +130,24 @@ def apply_kernel(
         x, _ = largest(images, row, channel, inside, H, W, C)
     else:
         x = tl.load(images + at, mask=inside, other=0.0)
-    _, z = silu_input(x, mean, scale, shift)
-    tl.store(out + at, (z * tl.sigmoid(z)).to(out.dtype.element_ty), mask=inside)
+    z = x.to(tl.float32) * scale + start
+    tl.store(out + at, (z * sigmoid(z)).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def back_sum_kernel(images, gradient, stats, bias, eps, part, count, tiles, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Sum the gradients behind the norm, and their products with the normalised values."""
     channel = tl.arange(0, WIDTH)[None, :]
-    mean, scale, shift = columns(stats, bias, eps, channel, C)
+    scale, centre, start = columns(stats, bias, eps, channel, C)
     total, products = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
     for tile in range(tiles):
         row = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < count) & (channel < C)
         at = row.to(tl.int64) * C + channel
-        normed, z = silu_input(tl.load(images + at, mask=inside, other=0.0), mean, scale, shift)
-        behind = silu_gradient(z, tl.load(gradient + at, mask=inside, other=0.0))
+        x, given = tl.load(images + at, mask=inside, other=0.0).to(tl.float32), tl.load(gradient + at, mask=inside, other=0.0)
+        behind = silu_gradient(x * scale + start, given)
         total += behind
-        products += behind * normed
+        products += behind * (x * scale + centre)
     keep_sums(part, total, products, C, WIDTH)
 
 
@@ -155,7 +158,7 @@ def back_kernel(
 ):  # fmt: skip
     """The gradient before the norm; with POOLED that before the pool, [N,H,W,C], whose windows are counted with those that an odd side cuts off."""
     channel = tl.arange(0, WIDTH)[None, :]
-    mean, scale, shift = columns(stats, bias, eps, channel, C)
+    scale, centre, start = columns(stats, bias, eps, channel, C)
     mean_of_gradients = tl.load(means + channel, mask=channel < C, other=0.0)
     mean_of_products = tl.load(means + C + channel, mask=channel < C, other=0.0)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -169,9 +172,10 @@ def back_kernel(
     else:
         whole = inside
         at = row.to(tl.int64) * C + channel
-    normed, z = silu_input(tl.load(images + at, mask=whole, other=0.0), mean, scale, shift)
-    behind = silu_gradient(z, tl.load(gradient + at, mask=whole, other=0.0))
-    before = (scale * (behind - mean_of_gradients - normed * mean_of_products)).to(out.dtype.element_ty)
+    value, given = tl.load(images + at, mask=whole, other=0.0).to(tl.float32), tl.load(gradient + at, mask=whole, other=0.0)
+    behind = silu_gradient(value * scale + start, given)
+    slope = scale * mean_of_products  # scale * (behind - mean of gradients - normalised * mean of products), with what is the same for all rows put together
+    before = (scale * behind - (value * (scale * slope) + (scale * mean_of_gradients + centre * slope))).to(out.dtype.element_ty)
     if POOLED:
         chosen = tl.load(place + at, mask=whole, other=4)
         corner = out + ((image * H + 2 * y) * W + 2 * x) * C + channel
@@ -184,28 +188,33 @@ def back_kernel(
 
 @triton.jit
 def white_kernel(
-    images, filters, bias, out, count,
-    HEIGHT: tl.constexpr, LENGTH: tl.constexpr, COLOURS: tl.constexpr, SIDE: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    images, filters, bias, out,
+    HEIGHT: tl.constexpr, LENGTH: tl.constexpr, COLOURS: tl.constexpr, SIDE: tl.constexpr, C: tl.constexpr,
+    LINES: tl.constexpr, WIDE: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """SiLU of a convolution of few colours, no padding: `count` pixels of C channels. filters float32[SIDE * SIDE * COLOURS, C], in the order of memory."""
-    channel = tl.arange(0, WIDTH)[None, :]
-    known = channel < C
+    """SiLU of a convolution of few colours, no padding: LINES lines of an image, by a product of matrices, patches and filters in the images' dtype.
+    filters [SIDE * SIDE * COLOURS, C], in the order of memory; LINES, WIDE, a line's pixels, DEPTH, a filter's values, and WIDTH are powers of two that hold them:
+    where a pixel lies then takes shifts, not divisions, which were half of all instructions."""
+    channel, value = tl.arange(0, WIDTH)[None, :], tl.arange(0, DEPTH)
+    known, there = channel < C, value < SIDE * SIDE * COLOURS
     h: tl.constexpr = HEIGHT - SIDE + 1
     w: tl.constexpr = LENGTH - SIDE + 1
-    pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    inside = pixel < count
-    corner = images + ((pixel // (h * w)).to(tl.int64) * HEIGHT + pixel // w % h) * LENGTH * COLOURS + pixel % w * COLOURS
-    z = tl.zeros([ROWS, WIDTH], tl.float32) + tl.load(bias + channel, mask=known, other=0.0)
-    for k in tl.static_range(SIDE * SIDE * COLOURS):
-        value = tl.load(corner + (k // (SIDE * COLOURS) * LENGTH * COLOURS + k % (SIDE * COLOURS)), mask=inside, other=0.0).to(tl.float32)
-        z += value * tl.load(filters + k * C + channel, mask=known, other=0.0)
-    tl.store(out + pixel.to(tl.int64) * C + channel, (z * tl.sigmoid(z)).to(out.dtype.element_ty), mask=inside & known)
+    blocks: tl.constexpr = (h + LINES - 1) // LINES
+    image, spot = (tl.program_id(0) // blocks).to(tl.int64), tl.arange(0, LINES * WIDE)[:, None]
+    y, x = tl.program_id(0) % blocks * LINES + spot // WIDE, spot % WIDE
+    inside = (y < h) & (x < w)
+    corner = images + image * HEIGHT * LENGTH * COLOURS + (y * LENGTH + x) * COLOURS
+    aside = value // (SIDE * COLOURS) * LENGTH * COLOURS + value % (SIDE * COLOURS)
+    patches = tl.load(corner + aside[None, :], mask=inside & there[None, :], other=0.0)
+    kernel = tl.load(filters + value[:, None] * C + channel, mask=there[:, None] & known, other=0.0)
+    z = tl.dot(patches, kernel, input_precision="ieee") + tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+    tl.store(out + image * h * w * C + (y * w + x) * C + channel, (z * sigmoid(z)).to(out.dtype.element_ty), mask=inside & known)
 
 
-def wide(channels: int) -> tuple[int, int]:
+def wide(channels: int, values: int = TILE) -> tuple[int, int]:
     """(ROWS, WIDTH) of a tile."""
     width = triton.next_power_of_2(channels)
-    return max(1, TILE // width), width
+    return max(1, values // width), width
 
 
 def like(images: torch.Tensor, *size: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -226,7 +235,7 @@ def summed(kernel, tensors: tuple, last: tuple, rows: int, channels: int, square
     part = torch.empty((programs, 2, channels), device=tensors[0].device)
     out = torch.empty((2, channels), device=tensors[0].device)
     kernel[(programs,)](*tensors, part, rows, tiles, *last, channels, tall, width, num_warps=WARPS)
-    finish_kernel[(triton.cdiv(channels, 16),)](part, out, programs, rows, channels, squares, 64, 16)
+    finish_kernel[(triton.cdiv(channels, FEW),)](part, out, programs, rows, channels, squares, triton.next_power_of_2(PROGRAMS), FEW, num_warps=WARPS)
     return out
 
 
@@ -234,7 +243,7 @@ def applied(images: torch.Tensor, bias: torch.Tensor, stats: torch.Tensor, eps: 
     """SiLU(norm of the images, or of the pooled images, + bias), with statistics that are known, as in a test pass."""
     count, channels, height, width = images.shape
     out = like(images, count, channels, height // 2, width // 2) if pooled else torch.empty_like(images)
-    rows, (tall, wideness) = out[:, 0].numel(), wide(channels)
+    rows, (tall, wideness) = out[:, 0].numel(), wide(channels, 2 * TILE)
     apply_kernel[(triton.cdiv(rows, tall),)](images, stats, bias, out, eps, rows, pooled, height, width, channels, tall, wideness, num_warps=WARPS)
     return out
 
@@ -257,8 +266,10 @@ def whitened(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
     channels, colours, side, _ = weight.shape
     height, length = images.shape[2:]
     out = like(images, len(images), channels, height - side + 1, length - side + 1)
-    filters = weight.float().permute(2, 3, 1, 0).reshape(-1, channels).contiguous()
-    count, (tall, width) = out[:, 0].numel(), wide(channels)
-    tall *= 2  # of a thread's instructions a third loads filters, which serve all its pixels
-    white_kernel[(triton.cdiv(count, tall),)](images, filters, bias, out, count, height, length, colours, side, channels, tall, width, num_warps=WARPS)
+    filters = weight.to(images.dtype).permute(2, 3, 1, 0).reshape(-1, channels).contiguous()
+    depth, width = (max(16, triton.next_power_of_2(n)) for n in filters.shape)  # a matrix unit's least
+    line = triton.next_power_of_2(length - side + 1)
+    lines = max(1, 4 * TILE // (width * line), 16 // line)
+    programs = len(images) * triton.cdiv(height - side + 1, lines)
+    white_kernel[(programs,)](images, filters, bias, out, height, length, colours, side, channels, lines, line, depth, width, num_warps=WARPS)
     return out

@@ -124,23 +124,23 @@ def at(dtype):
     tensor.data_ptr = lambda: 0  # of memory that begins at a multiple of 16 bytes
     return tensor
 
-half, whole, place, tile = at(torch.bfloat16), at(torch.float32), at(torch.uint8), wide(64)
+half, whole, place = at(torch.bfloat16), at(torch.float32), at(torch.uint8)
 given = {
     "pool": (half, half, place, whole, 112500, 9, 31, 31, 64),
     "sum": (half, whole, 112500, 9, 64),
     "apply": (half, whole, whole, half, 1e-5, 112500, False, 15, 15, 64),
     "back_sum": (half, half, whole, whole, 1e-5, whole, 112500, 9, 64),
     "back": (half, half, place, whole, whole, whole, half, 1e-5, 128000, True, 31, 31, 64),
-    "white": (half, whole, whole, half, 480500, 32, 32, 3, 2, 64),
+    "white": (half, half, whole, half, 32, 32, 3, 2, 32, 8, 32, 16, 32),
 }
 for name, arguments in given.items():
-    made = getattr(kernels, name + "_kernel").run(*arguments, *tile, grid=(1,), warmup=True, num_warps=WARPS)
+    made = getattr(kernels, name + "_kernel").run(*arguments, *(() if name == "white" else wide(64, 2 * TILE if name == "apply" else TILE)), grid=(1,), warmup=True, num_warps=WARPS)
     print(json.dumps([name, sorted(set(re.findall(r"ld[.]global[.]v4|st[.]global[.]v4|[.]local", made.asm["ptx"])))]))
 """
 
 
 def test_compiles_for_hopper_without_a_gpu_to_wide_loads_and_stores(tmp_path):
-    """Through Triton's own compiler and ptxas, to sm_90: 16 bytes at a time, and nothing in local memory."""
+    """Through Triton's own compiler and ptxas, to sm_90: 16 bytes at a time (a patch of three colours lies in pieces of six), and nothing in local memory."""
     environment = dict(os.environ, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     if "ptxas" in done.stderr and "not found" in done.stderr.lower():
@@ -148,7 +148,7 @@ def test_compiles_for_hopper_without_a_gpu_to_wide_loads_and_stores(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found = dict(json.loads(line) for line in done.stdout.splitlines())
     both = ["ld.global.v4", "st.global.v4"]
-    assert found == {"pool": both, "sum": both[:1], "apply": both, "back_sum": both[:1], "back": both, "white": both}
+    assert found == {"pool": both, "sum": both[:1], "apply": both, "back_sum": both[:1], "back": both, "white": both[1:]}
 
 
 @pytest.fixture
