@@ -69,7 +69,7 @@ def measure(names: list[str], recipe: Recipe, passes: int, say=print) -> list[Ro
             train(row, epoch)
         say(f"epoch {epoch + 1} of {recipe.epochs}")
     for row in running:
-        row.accuracy = evaluate(row.training.net, row.training.test, row.training.autocast).accuracy
+        row.accuracy = evaluate(row.training.net, row.training.test, row.training.look).accuracy
     return rows
 
 

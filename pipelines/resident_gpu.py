@@ -81,9 +81,11 @@ class ResidentGPU(Turns):
         with closing(self.source.chunks(epoch, self._bounds(step))) as chunks:
             for chunk in chunks:
                 images, classes = self._made(chunk)
-                self.source.prepare(epoch + 1)
-                yield from zip(images.split(self.plan.part), classes.split(self.plan.part))
-                del images, classes
+                batches = zip(images.split(self.plan.part), classes.split(self.plan.part))
+                yield next(batches)
+                self.source.prepare(epoch + 1)  # now that the device has something to do
+                yield from batches
+                del images, classes, batches
 
     def _bounds(self, step: int) -> list[tuple[int, int]]:
         """(first position, images) of each chunk from `step` on."""

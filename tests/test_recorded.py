@@ -8,13 +8,16 @@ import pytest
 import torch
 from conftest import make_store
 
+import pipelines
 from pipelines.mixing import Targets
+from pipelines.plan import PLAIN
 from train import recipes
 from train.compiled import keep_rates
 from train.course import follow
 from train.device import device_of
+from train.evaluate import evaluate
 from train.recipe import Recipe
-from train.recorded import FIRST, Graphs, Recorded
+from train.recorded import FIRST, Graphs, Look, Recorded
 from train.run import Kept, Run
 from train.runs import train
 from train.state import put, taken
@@ -39,12 +42,16 @@ class StandIn:
 
     def record(self, work, batches):
         self.recorded += 1
-        results = torch.full((len(batches),), torch.nan), torch.zeros(len(batches), dtype=torch.int64)
+        if torch.is_tensor(batches):  # of a test pass
+            results = torch.full((len(batches), 10), torch.nan)
+        else:
+            results = torch.full((len(batches),), torch.nan), torch.zeros(len(batches), dtype=torch.int64)
 
         def replay():
             self.replayed += 1
-            for kept, new in zip(results, work(batches)):
-                kept.copy_(new)
+            new = work(batches)
+            for kept, one in zip([results], [new]) if torch.is_tensor(results) else zip(results, new):
+                kept.copy_(one)
 
         return results, replay
 
@@ -70,6 +77,22 @@ def test_replayed_steps_are_steps(tmp_path, settings):
         assert torch.equal(each[1].finished.state_dict()[name], value), name
     assert [line["train_loss"] for line in each[0].history] == [line["train_loss"] for line in each[1].history]
     assert devices[0].recorded == 2 and devices[0].replayed > 4
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_replayed_test_passes_are_test_passes(tmp_path, share):
+    """Of a net that has moved since, in batches of two sizes, of one view and of several."""
+    store = make_store(tmp_path / "uneven.safetensors", train=16, test=70)
+    recipe = Recipe(**SMALL, views=2, views_share=share, data=str(store.path))
+    training = Run(recipe, tmp_path / "run", torch.device("cpu"), "", lambda *_: None, Kept()).training
+    training.test = pipelines.open("resident", store, "test", batch_size=8, policy=PLAIN)
+    plain, device = training.look, StandIn()
+    training.look = Look(plain, device)
+    for _ in range(2):
+        ours, theirs = (evaluate(training.net, training.test, look, 2, share) for look in (training.look, plain))
+        assert ours.loss == theirs.loss and (ours.predicted == theirs.predicted).all()
+        training.epoch(0)
+    assert device.recorded == (2 if share < 1 else 1) and device.replayed > 4
 
 
 def test_groups_are_recorded_alike(store, tmp_path):
@@ -150,6 +173,20 @@ def test_a_graph_reads_what_it_is_given():
         batch = torch.full((2, 3, 4, 4), float(step), device=device), Targets(torch.full((2,), step, device=device))
         loss, right = recorded([batch])
         assert (loss.item(), right.item()) == (96.0 * step * step, 2 * step)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_graph_of_a_test_pass_reads_what_it_is_given():
+    """New images, weights that have moved, and logits that are kept."""
+    device = torch.device("cuda")
+    weight = torch.ones((), device=device)
+    look, kept = Look(lambda images, views: images.sum((1, 2, 3))[:, None] * weight * views, Graphs(device)), []
+    with torch.no_grad():
+        for step in range(FIRST + 4):
+            weight.fill_(step)
+            kept.append(look(torch.full((2, 3, 4, 4), float(step), device=device), 2))
+    assert [logits.flatten().tolist() for logits in kept] == [[96.0 * step * step] * 2 for step in range(FIRST + 4)]
 
 
 def test_a_gpu_trains_the_default_by_recorded_steps(monkeypatch):

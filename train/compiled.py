@@ -11,7 +11,7 @@ import logging
 import torch
 
 from train.recipe import Recipe
-from train.recorded import Graphs, Recorded
+from train.recorded import Graphs, Look, Recorded
 from train.scaling import FixedScale
 
 REMARKS = ("torch._dynamo.variables.ctx_manager", "torch.utils.cpp_extension")  # on a profiler's marks, on a CUDA that is not there: nothing to act on
@@ -34,7 +34,10 @@ def build_step(training, recipe: Recipe) -> None:
         compile_step(training)
     if cuda:
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()  # its choices are part of the recording
-        training.work = Recorded(training.work, Graphs(training.device), lambda: training.phase)
+        graphs = Graphs(training.device)
+        training.work = Recorded(training.work, graphs, lambda: training.phase)
+        if hasattr(training, "look"):  # a group's nets are tested one by one
+            training.look = Look(training.look, graphs)
 
 
 def compile_step(training) -> None:

@@ -1,7 +1,7 @@
 """The test pass: logits of every image, in the store's order."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ from torch import nn
 
 from pipelines.transfer import sent
 from train.ranks import Ranks
+
+Look = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,23 @@ class Outcome:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, pipeline, autocast, views: int = 1, share: float = 1.0, ranks: Ranks = Ranks()) -> Outcome:
+def evaluate(net: nn.Module, pipeline, look: Look, views: int = 1, share: float = 1.0, ranks: Ranks = Ranks()) -> Outcome:
     """Run `net` in evaluation mode over the pipeline's epoch 0; leaves it in training mode.
 
-    autocast  a function that gives a fresh context for the forward pass
-    views     of each image, whose logits are averaged (`seen`)
-    share     of the images, the `least_confident`, that have more views than the plain one
-    ranks     the processes that each do their part of it; all get the whole outcome
+    look   (images, views) → logits float32[B,K] of the net
+    views  of each image, whose logits are averaged (`seen`)
+    share  of the images, the `least_confident`, that have more views than the plain one
+    ranks  the processes that each do their part of it; all get the whole outcome
     """
     net.eval()
-    logits_NK, labels_N = passed(net, pipeline, autocast, views if share == 1 else 1)
+    logits_NK, labels_N = passed(pipeline, look, views if share == 1 else 1)
     if share < 1 and views > 1:
         places = torch.from_numpy(pipeline.plan.places[: len(logits_NK)]).to(logits_NK.device)
         unsure_n = least_confident(ranks.gathered(logits_NK, pipeline.plan), share)[places].nonzero().flatten()
         if len(unsure_n):  # in this process's part
             again = []
             for images in picked(pipeline, unsure_n.cpu().numpy()):
-                with autocast():
-                    again.append(fitting(net, images, views))
+                again.append(look(images, views))
             logits_NK[unsure_n] = torch.cat(again)[: len(unsure_n)]
     net.train()
     logits, labels = (ranks.gathered(rows, pipeline.plan) for rows in (logits_NK, labels_N))
@@ -58,12 +59,11 @@ def evaluate(net: nn.Module, pipeline, autocast, views: int = 1, share: float = 
     return Outcome(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), loss)
 
 
-def passed(net: nn.Module, pipeline, autocast, views: int) -> tuple[torch.Tensor, torch.Tensor]:
+def passed(pipeline, look: Look, views: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits float32[N,K], labels int64[N]) of the images of epoch 0."""
     logits, labels = [], []
     for images, classes in pipeline.epoch(0):
-        with autocast():
-            logits.append(fitting(net, images, views))
+        logits.append(look(images, views))
         labels.append(classes)
     return torch.cat(logits), torch.cat(labels)
 

@@ -19,7 +19,7 @@ from train.average import Average
 from train.compiled import build_step, restore
 from train.course import Course, Diverged, Progress, follow
 from train.device import DTYPES, precision_of
-from train.evaluate import Outcome, evaluate
+from train.evaluate import Outcome, evaluate, fitting
 from train.objective import cross_entropy, distillation
 from train.optim import Plateau, optimiser
 from train.progressive import resize, side as side_of
@@ -143,9 +143,14 @@ class Training:
     def _test(self, last: bool) -> None:
         before = self.watch.seconds["eval"]
         with self.watch.lap("eval"):
-            self.outcome = evaluate(self.finished, self.test, self.autocast, self.recipe.views, self.recipe.views_share, self.ranks)
+            self.outcome = evaluate(self.finished, self.test, self.look, self.recipe.views, self.recipe.views_share, self.ranks)
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
+
+    def look(self, images: torch.Tensor, views: int) -> torch.Tensor:
+        """Logits, float32[B,K], of a test batch, the mean of so many views; the net is in evaluation mode."""
+        with self.autocast():
+            return fitting(self.finished, images, views)
 
     def epoch(self, epoch: int) -> tuple[list[float], int, int]:
         """Train an epoch alone: what `steps` returns."""

@@ -6,7 +6,6 @@ from copy import deepcopy
 import torch
 
 from train.compiled import restore
-from train.evaluate import fitting
 from train.objective import cross_entropy
 from train.progressive import resize
 from train.recorded import FIRST, Batch
@@ -48,9 +47,10 @@ def try_copy(training) -> None:
 def try_test(training) -> None:
     """A batch of the test pass."""
     images, _ = next(iter(training.test.epoch(0)))
-    net = training.finished.eval()
-    with training.autocast():
-        fitting(net, images, training.recipe.views)
+    recipe, net = training.recipe, training.finished.eval()
+    for views in {recipe.views, 1 if recipe.views_share < 1 else recipe.views}:
+        for _ in range(FIRST + 1 if images.is_cuda else 1):
+            training.look(images, views)
     net.train()
 
 
