@@ -11,8 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-TILE, WARPS = 2048, 8  # values that a program works on at a time: 8 a thread, 16 bytes in half precision, and 64 registers, so that four programs find room at once
-PROGRAMS = 528  # of those that sum: four for each multiprocessor of an H100
+TILE, WARPS = 2048, 8  # values that a program works on at a time: 8 a thread, 16 bytes in half precision, and few registers, so that several programs find room at once
+PROGRAMS = 396  # of those that sum: three for each multiprocessor of an H100, as many as find room at once
+AHEAD = tl.constexpr(4)  # of those that sum: three tiles are on their way to shared memory while one is worked on; a compiler left alone waits for each
 FEW = 4  # channels that a program adds up the parts of: all its loads are on their way at once
 
 
@@ -72,7 +73,7 @@ def pool_kernel(images, pooled, place, part, count, tiles, H: tl.constexpr, W: t
     """Pool `count` windows, `tiles` of ROWS windows a program, and sum what comes out and its squares."""
     channel = tl.arange(0, WIDTH)[None, :]
     total, squares = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
-    for tile in range(tiles):
+    for tile in tl.range(tiles, num_stages=AHEAD):
         window = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (window < count) & (channel < C)
         best, chosen = largest(images, window, channel, inside, H, W, C)
@@ -89,7 +90,7 @@ def sum_kernel(images, part, count, tiles, C: tl.constexpr, ROWS: tl.constexpr, 
     """Sum `count` rows and their squares."""
     channel = tl.arange(0, WIDTH)[None, :]
     total, squares = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
-    for tile in range(tiles):
+    for tile in tl.range(tiles, num_stages=AHEAD):
         row = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         value = tl.load(images + row.to(tl.int64) * C + channel, mask=(row < count) & (channel < C), other=0.0).to(tl.float32)
         total += value
@@ -140,7 +141,7 @@ def back_sum_kernel(images, gradient, stats, bias, eps, part, count, tiles, C: t
     channel = tl.arange(0, WIDTH)[None, :]
     scale, centre, start = columns(stats, bias, eps, channel, C)
     total, products = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
-    for tile in range(tiles):
+    for tile in tl.range(tiles, num_stages=AHEAD):
         row = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < count) & (channel < C)
         at = row.to(tl.int64) * C + channel
