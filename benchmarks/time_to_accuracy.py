@@ -43,6 +43,7 @@ from train.jobs import attempt, earlier  # noqa: E402
 from train.machine import hardware  # noqa: E402
 from train.progressive import side  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
+from train.resting import rest, resting  # noqa: E402
 from train.run import Kept, dataset_name, known, make_folder, tested_on  # noqa: E402
 from train.split import split  # noqa: E402
 
@@ -72,13 +73,17 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) 
 
 
 def training_flop(recipe: Recipe, store: Store) -> float:
-    """FLOP of one training: 6 x MACs an image, at the side that each epoch has. Draws from torch's random stream."""
+    """FLOP of one training, forward and backward (`nets.training_flop`), at the side that each epoch has, without what rests in it. Draws from torch's random
+    stream."""
     _, ids = split(recipe, store.labels("train"))
     images = store.count("train") if ids is None else len(ids)
     net = nets.load(recipe.net, len(store.classes))
-    sides = Counter(side(epoch, recipe.epochs, recipe.first_side, store.height, recipe.grown) for epoch in range(recipe.epochs))
-    shapes = {high: (store.channels, high, round(store.width * high / store.height)) for high in sides}
-    return 6.0 * images * sum(count * nets.macs(net, shapes[high]) for high, count in sides.items())
+    sides = (side(epoch, recipe.epochs, recipe.first_side, store.height, recipe.grown) for epoch in range(recipe.epochs))
+    flop = 0.0
+    for (high, which), count in Counter((high, resting(net, recipe, epoch)) for epoch, high in enumerate(sides)).items():
+        rest(net, which)
+        flop += count * images * nets.training_flop(net, (store.channels, high, round(store.width * high / store.height)))
+    return flop
 
 
 def train_seeds(recipe: Recipe, seeds: range, name: str, store: Store, out: Path, kept: Kept, say) -> list[dict]:

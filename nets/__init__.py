@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch import nn
 
-from nets.measure import macs, output_shape, parameters, receptive_field
+from nets.measure import macs, output_shape, parameters, receptive_field, training_flop
 
-__all__ = ["UnknownNet", "load", "macs", "names", "output_shape", "parameters", "receptive_field"]
+__all__ = ["UnknownNet", "load", "macs", "names", "output_shape", "parameters", "receptive_field", "training_flop"]
 
 
 class UnknownNet(ValueError):

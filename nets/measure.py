@@ -82,6 +82,16 @@ def macs(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
     return trace(net, shape)[-1].macs
 
 
+def training_flop(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
+    """FLOP of one image, forward and backward, of convolutions and matrix products: two a multiply-add. What has no gradient costs none; the first layer has
+    none of its input. The net stays as it was."""
+    net = copy.deepcopy(net).train()
+    like = next(net.parameters())
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(2, *shape, device=like.device, dtype=like.dtype)).sum().backward()
+    return counter.get_total_flops() // 2
+
+
 def transparent(net: nn.Module) -> nn.Module:
     """A copy in float64 through which every connection carries a positive gradient, so that none hides or cancels.
 

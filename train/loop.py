@@ -27,6 +27,7 @@ from train.ranks import Ranks
 from train.recipe import Recipe
 from train.recorded import Batch, Results
 from train.rehearsal import rehearse
+from train.resting import Resting, at_rest, rest, resting
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
 
@@ -163,7 +164,7 @@ class Training:
         """
         if start == 0:
             self.progress = Progress(epoch, right=torch.zeros((), dtype=torch.int64, device=self.device))
-        self.settle(self.settles(epoch))
+        rest(self.net, resting(self.net, self.recipe, epoch))
         at, steps, self.began = self.progress, len(self.train), time.perf_counter()
         name, hidden = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}", True if self.ranks.rank else None  # None: where there is no terminal
         with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=hidden, leave=False) as bar:
@@ -206,19 +207,10 @@ class Training:
         """Of the training images in an epoch, pixels."""
         return side_of(epoch, self.recipe.epochs, self.recipe.first_side, self.train.plan.height, self.recipe.grown)
 
-    def settles(self, epoch: int) -> bool:
-        """Whether what matters only at first rests in an epoch."""
-        return hasattr(self.net, "settled") and epoch >= self.recipe.settle * self.recipe.epochs
-
-    def settle(self, rests: bool) -> None:
-        """Have it rest, or train."""
-        if hasattr(self.net, "settled"):
-            self.net.settled = rests
-
     @property
-    def phase(self) -> bool:
+    def phase(self) -> Resting:
         """What a recorded step must be recorded anew for, beside sizes."""
-        return getattr(self.net, "settled", False)
+        return at_rest(self.net)
 
     def _set_rate(self, progress: float) -> None:
         plateau = self.plateau.value if self.recipe.schedule == "plateau" else 1.0

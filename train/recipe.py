@@ -73,6 +73,7 @@ class Recipe:
     factor: float = _setting(0.1, "what the step and plateau schedules multiply by")
     patience: int = _setting(5, "epochs without a better training loss before plateau falls")
     settle: float = _setting(1.0, "share of the epochs after which what matters only at first rests: the bias of speednet's whitening")
+    freeze: float = _setting(1.0, "share of the epochs after which the first layers rest: speednet's first group")
     first_side: int = _setting(0, "side that training images are shrunk to at first, pixels; 0 for never")
     grown: float = _setting(0.5, "share of the epochs in which they grow to full size")
     flip: str = _setting("random", "horizontal flip", FLIPS)
@@ -110,7 +111,7 @@ class Recipe:
             raise InputError("--limit and --seed: give 0 or more, and seeds below 2**32")
         if self.nesterov and not self.momentum:
             raise InputError("--nesterov needs --momentum above 0")
-        for name in ("ema", "floor", "teacher_share", "settle"):
+        for name in ("ema", "floor", "teacher_share", "settle", "freeze"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give a share from 0 to 1")
         if not 0 < self.views_share <= 1:

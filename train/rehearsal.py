@@ -9,6 +9,7 @@ from train.compiled import restore
 from train.objective import cross_entropy
 from train.progressive import resize
 from train.recorded import FIRST, Batch
+from train.resting import rest, resting
 
 
 def rehearse(trainings: list, step: Callable[[list[Batch]], object]) -> None:
@@ -58,7 +59,8 @@ def sizes(training) -> Iterator[Batch]:
     """A batch of every size of image and of batch that is to come; the net trains what it will train with them."""
     images, targets = next(training.batches(0))
     last = len(training.train.plan.ids) % len(images)
-    for shown, rests in sorted({(training.side(epoch), training.settles(epoch)) for epoch in range(training.recipe.epochs)}):
-        training.settle(rests)
+    recipe, net = training.recipe, training.net
+    for shown, which in sorted({(training.side(epoch), resting(net, recipe, epoch)) for epoch in range(recipe.epochs)}):
+        rest(net, which)
         for count in {len(images), last} - {0}:
             yield resize(images[:count], shown), targets.first(count)

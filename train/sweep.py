@@ -31,6 +31,7 @@ SHAPES = (
     "first_side",
     "grown",
     "settle",
+    "freeze",
     "pipeline",
 )
 

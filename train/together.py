@@ -23,6 +23,7 @@ from train.loop import Training, right_of, set_rate
 from train.objective import cross_entropies
 from train.recorded import Batch, Results
 from train.rehearsal import rehearse
+from train.resting import SHARES, Resting
 from train.scaling import FixedScale
 
 
@@ -42,6 +43,8 @@ class Together:
             return
         if self.device.type == "cpu" and self.precision != "fp32":
             raise InputError("--as-one: on a CPU torch casts nothing to half precision where several nets are one program: use --precision fp32")
+        if any(hasattr(first.net, switch) and getattr(t.recipe, share) < 1 for switch, share in SHARES.items() for t in trainings):
+            raise InputError("--together: in one program every part of a net trains to the end: add --settle 1 --freeze 1, or leave --together out")
         own_norms(first.net)
         self.parameters = stacked([dict(t.net.named_parameters()) for t in trainings])
         self.buffers = stacked([dict(t.net.named_buffers()) for t in trainings])
@@ -124,7 +127,7 @@ class Together:
         return torch.stack([t.loss(said, images, wanted) for t, said, images, wanted in parts]), logits
 
     @property
-    def phase(self) -> bool:
+    def phase(self) -> Resting:
         """As a training's own; all go through theirs together."""
         return self.trainings[0].phase
 

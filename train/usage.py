@@ -10,7 +10,7 @@ from train.command import WIDEST, wrapped
 # A setting that is named nowhere here stands under "more settings".
 GROUPS = {
     "data": "data size limit held_out pipeline",
-    "net": "net norm settle",
+    "net": "net norm settle freeze",
     "run": "epochs minutes batch_size seed runs together sweep out eval_every views views_share save_minutes events report",
     "speed": "device precision compiled recorded deterministic",
     "optimiser": "optimiser lr momentum nesterov weight_decay beta muon_lr muon_momentum muon_norm head_lr label_smoothing ema",
