@@ -30,9 +30,8 @@ class Entry:
 TINY = "--limit 128 --batch-size 16"
 LONG = "--no-compiled --recorded --eval-every 50 --no-report"  # eager kernels in a graph: compiling three nets would take longer than it gains
 FEW = f"{TINY} --pipelines resident torchvision"
-AROUND = (  # the settings of `speed`, and how far around them
-    "muon_lr=0.15..0.33 muon_momentum=0.5..0.8 lr=50..200 head_lr=450..1800 momentum=0.75..0.9 weight_decay=1e-6..9e-6 "
-    "label_smoothing=0.03..0.2 epochs=7..10 grown=0.3..0.6 settle=0.1..0.6 translate=1..4 precision=bf16,fp16"
+AROUND = (  # settings of `speed` that the host decides, and how far around them: all trials share a recorded step
+    "muon_lr=0.12..0.3 lr=40..160 head_lr=500..1800 warmup=0..2.5 epochs=8..11 grown=0.35..0.65 freeze=0.55..1 translate=1..3"
 )
 ENTRIES = (
     Entry(
@@ -60,7 +59,7 @@ ENTRIES = (
         "search",
         "What does each setting of `speed` give, and what does it cost?",
         "benchmarks.search",
-        full=f"speed --precision bf16 --trials 400 --stop-after 4 --vary {AROUND}",
+        full=f"speed --precision bf16 --held-out 6000 --trials 600 --stop-after 4 --vary {AROUND}",
         quick="level1 --epochs 1 --limit 128 --trials 6 --vary lr=0.001..0.1 label_smoothing=0..0.2",
         writes={"--out": "search"},
         result="search/search.json",

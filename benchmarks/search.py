@@ -3,8 +3,9 @@
     python benchmarks/search.py RECIPE --vary lr=0.05..0.2 muon_norm=filter,row [...] --trials N --out DIR [--stop-after MINUTES] [--field value ...]
 
 A trial has settings of its own, within all ranges at once (`surface.py` says how they are drawn), and a seed of its own, so that all trials tell of every
-setting, and of how much a seed does. All train in one process, none compiled (each would be compiled anew; on a GPU a step is recorded instead), and
-`--together G` of them as one program. They are tested once, on images held out of train: a tenth of them, or `--held-out`. DIR keeps what is finished: called
+setting, and of how much a seed does. All train in one process, none compiled (on a GPU a step is recorded instead), and `--together G` of them as one
+program. Trials that differ in nothing but what the host decides (rates, epochs, sizes, shifts) share the recorded step; any other setting has it recorded anew, which
+takes longer than a short training. They are tested once, on images held out of train: a tenth of them, or `--held-out`. DIR keeps what is finished: called
 again, with more trials or not, it goes on. Writes DIR/search.md, search.json and search.png.
 
 low → high      the difference that the fit sees between the two ends of a range, with half of its 95% interval, each by itself; bold where that leaves zero out

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from pipelines.errors import InputError
 from train import jobs, loop, runs
 from train.course import Diverged
 from train.interval import Interval, distribution, p_at_least, quantile
-from train.recipe import Recipe
-from train.run import Kept, Run
+from train.recipe import HOSTS, Recipe
+from train.run import Kept, Run, train_once
 
 SMALL = dict(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", runs=3, seed=5)
 
@@ -83,14 +84,43 @@ def test_interval_and_p_value():
     assert p_at_least([0.85] * 2, 0.85) == 0 and math.isnan(p_at_least([0.9], 0.8))
 
 
-def test_a_compiled_training_is_used_again_by_its_own_experiment_only(store, tmp_path):
-    """Its program has momentum, smoothing and all other settings in it."""
+def test_a_compiled_training_is_used_again_by_recipes_of_its_program_only(store, tmp_path):
+    """Which has momentum and smoothing in it, but no rates."""
     kept, made = Kept(), []
-    for i, own in enumerate((dict(seed=1), dict(seed=2), dict(seed=2, lr=0.5), dict(seed=2, lr=0.5, label_smoothing=0.1))):
+    for i, own in enumerate((dict(seed=1), dict(seed=2), dict(seed=2, lr=0.5), dict(seed=2, lr=0.5, label_smoothing=0.1), dict(seed=2, momentum=0.8))):
         recipe = Recipe(net="level1", compiled=True, device="cpu", precision="fp32", data=str(store.path), **own)
         made.append(Run(recipe, tmp_path / str(i), torch.device("cpu"), "", lambda *_: None, kept).training)
-    assert made[0] is made[1] and len({id(one) for one in made}) == 3
-    assert [float(one.optimiser.param_groups[0]["initial_lr"]) for one in made[1:]] == [0.1, 0.5, 0.5]
+        assert float(made[-1].optimiser.param_groups[0]["initial_lr"]) == recipe.lr
+    assert made[0] is made[1] is made[2] and len({id(one) for one in made}) == 3
+
+
+OTHERS = [
+    dict(lr=0.03, head_lr=0.2, muon_lr=0.02, warmup=0.5, schedule="linear", floor=0.1),
+    dict(epochs=3, first_side=16, grown=0.7, eval_every=2, views=2, views_share=0.3),
+    dict(translate=1, flip="alternate", padding="reflect", cutout=4, limit=30, held_out=6, schedule="plateau", factor=0.5, patience=0),
+]
+
+
+def test_a_training_begun_again_by_another_recipe_of_its_program_is_as_a_fresh_one(store, tmp_path, monkeypatch):
+    """Whatever the host decides, bit for bit, back to where it began."""
+    plain = Recipe(**{**SMALL, "net": "quick", "runs": 1, "optimiser": "muon"}, report=False, data=str(store.path))
+    made = [plain, *(replace(plain, **other) for other in OTHERS), plain]
+    assert {name for other in OTHERS for name in other} | {"save_minutes", "events", "settle", "freeze", "step_epochs"} == set(HOSTS)
+    fresh = [train_once(one, tmp_path / f"fresh-{i}", torch.device("cpu"), "", quiet, Kept()) for i, one in enumerate(made)]
+    kept, used, built = Kept(), [], loop.build_step
+
+    def build_step(training, recipe):
+        built(training, recipe)
+        training.built = True
+
+    monkeypatch.setattr(loop, "build_step", build_step)
+    for i, one in enumerate(made):
+        again = train_once(one, tmp_path / f"again-{i}", torch.device("cpu"), "", quiet, kept)
+        used.append(kept.trainings[0])
+        assert (again["test_accuracy"], again["train_accuracy"]) == (fresh[i]["test_accuracy"], fresh[i]["train_accuracy"])
+        both = [(tmp_path / f"{name}-{i}" / "steps.jsonl").read_text() for name in ("fresh", "again")]
+        assert both[0] == both[1]
+    assert len({id(one) for one in used}) == 1
 
 
 def test_a_training_of_other_settings_is_let_go_of_before_the_next_is_made(store, tmp_path, monkeypatch):
@@ -105,7 +135,7 @@ def test_a_training_of_other_settings_is_let_go_of_before_the_next_is_made(store
     monkeypatch.setattr(loop, "build_step", build_step)
     gc.disable()
     try:
-        runs.train(Recipe(**{**SMALL, "runs": 2}, sweep="lr=0.01,0.02,0.03", data=str(store.path), out=str(tmp_path), report=False), "", quiet)
+        runs.train(Recipe(**{**SMALL, "runs": 2}, sweep="momentum=0.7,0.8,0.9", data=str(store.path), out=str(tmp_path), report=False), "", quiet)
     finally:
         gc.enable()
     assert alive == [0, 0, 0]  # one for the two seeds of each value

@@ -65,8 +65,10 @@ class Training:
         build_step(self, self.recipe)
 
     def restart(self, recipe: Recipe, net: nn.Module, train, test, watch: Stopwatch) -> "Training":
-        """This training with another seed: the weights of `net` and new pipelines, in the tensors and programs that are here."""
-        self.recipe, self.train, self.test, self.watch, self.history = recipe, train, test, watch, []
+        """This training with another seed, or by a recipe of the same `program`: the weights of `net` and new pipelines, in the tensors and programs that are here."""
+        self.recipe, self.train, self.test, self.watch, self.history, self.schedule = recipe, train, test, watch, [], schedule(recipe)
+        for group, made in zip(self.optimiser.param_groups, optimiser(self.net, recipe).param_groups, strict=True):
+            group["initial_lr"] = made["initial_lr"]
         restore(self.net, self.optimiser, net.state_dict())
         if self.average:
             self.average.begin()

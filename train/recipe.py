@@ -14,6 +14,11 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMISERS = ("sgd", "adamw", "muon")
 MUON_NORMS = ("filter", "row")
 VIEWS = (1, 2, 6)
+# what the host decides, step by step or before a batch is there: a step that is made once has none of it in it
+HOSTS = (
+    *("epochs", "limit", "held_out", "eval_every", "save_minutes", "events", "views", "views_share", "lr", "head_lr", "muon_lr", "schedule", "warmup", "floor"),
+    *("step_epochs", "factor", "patience", "settle", "freeze", "first_side", "grown", "flip", "translate", "padding", "cutout"),
+)
 ASIDE = ("seed", "runs", "together", "sweep", "out", "data", "report")  # what two runs of one experiment may differ in
 
 
@@ -127,6 +132,10 @@ class Recipe:
     def experiment(self) -> dict:
         """The settings that two runs of one experiment have in common."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ASIDE}
+
+    def program(self) -> dict:
+        """The settings that a step made once has in it, so that it serves all recipes that have them in common."""
+        return {name: value for name, value in self.experiment().items() if name not in HOSTS}
 
     def policy(self) -> Policy:
         """What the pipeline does to the training images."""

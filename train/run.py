@@ -44,7 +44,7 @@ TEST_BATCH = {"cpu": 1000, "cuda": 2500}  # images; no gradient is kept, so it m
 
 @dataclass
 class Kept:
-    """What the seeds of one process share, once the first has made it: the verified store, and the trainings whose steps are made once
+    """What the trainings of one process share, once the first has made it: the verified store, and the trainings whose steps are made once
     by the place that each has among those that go together, and their group. `ranks` is this process among several."""
 
     store: Store | None = None
@@ -53,9 +53,11 @@ class Kept:
     ranks: Ranks = Ranks()
 
     def earlier(self, recipe: Recipe, slot: int) -> Training | None:
-        """The training in that place, if it is of the same experiment: a program has its settings in it. One of another is let go of."""
+        """The training in that place, if it has a program of the same settings; in a group, whose rates are put together by them, of the same experiment. One of
+        others is let go of."""
         training = self.trainings.get(slot)
-        if training and training.recipe.experiment() != recipe.experiment():
+        of = Recipe.experiment if self.group else Recipe.program
+        if training and of(training.recipe) != of(recipe):
             self.trainings.pop(slot)
             self.group = training = None
             gc.collect()  # it is tied to its own programs in a circle, and a GPU's graph of its steps holds gigabytes
@@ -169,7 +171,7 @@ def verified(store: Store) -> Store:
 def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None, ranks: Ranks = Ranks()) -> Training:
     """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline.
 
-    earlier  a training of the same recipe with another seed, whose step is then used again
+    earlier  a training of another seed, whose recipe has the same `program`: its step is then used again
     ranks    the processes that share the training, of which this one does its part
     """
     if recipe.compiled and not ranks.alone:
