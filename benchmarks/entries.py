@@ -31,7 +31,7 @@ TINY = "--limit 128 --batch-size 16"
 LONG = "--no-compiled --recorded --eval-every 50 --no-report"  # eager kernels in a graph: compiling three nets would take longer than it gains
 FEW = f"{TINY} --pipelines resident torchvision"
 AROUND = (  # settings of `speed` that the host decides, and how far around them: all trials share a recorded step
-    "muon_lr=0.12..0.3 lr=40..160 head_lr=500..1800 warmup=0..2.5 epochs=8..11 grown=0.35..0.65 freeze=0.55..1 translate=1..3"
+    "muon_lr=0.12..0.3 lr=40..160 head_lr=500..1800 warmup=0..2.5 epochs=8..11 grown=0.35..0.65 freeze=0.55..1 translate=1..3 first_side=16,20"
 )
 ENTRIES = (
     Entry(
@@ -49,7 +49,7 @@ ENTRIES = (
         "together",
         "How many trainings of a tiny net an hour, one at a time and eight as one program? Steps recorded, not compiled: no minutes of compiling.",
         "benchmarks.together",
-        full="modern --net tiny83k --recorded --steps 100",
+        full="modern --net tiny83k --recorded --limit 49920 --steps 100",  # whole batches: a last one would have cuDNN try all kernels again
         quick=f"modern --net tiny83k --steps 2 --passes 1 {TINY}",
         writes={"--json": "together.json"},
         result="together.json",
@@ -113,7 +113,7 @@ ENTRIES = (
         "together_compiled",
         "The same trainings an hour, with steps compiled, which takes minutes for eight nets.",
         "benchmarks.together",
-        full="modern --net tiny83k --compiled --steps 100",
+        full="modern --net tiny83k --compiled --limit 49920 --steps 100",
         quick=f"modern --net tiny83k --steps 1 --passes 1 --sizes 1 {TINY}",
         writes={"--json": "together_compiled.json"},
         result="together_compiled.json",

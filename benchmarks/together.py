@@ -95,17 +95,20 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
 def main(given: list[str] | None = None) -> None:
     asked, name, recipe = options(given)
     device, store = device_of(recipe), data.locate(recipe.data)
-    rows = [Row.make(size, recipe, store, device, asked.as_one) for size in asked.sizes]
+    rows = []
+    for size in asked.sizes:
+        rows.append(Row.make(size, recipe, store, device, asked.as_one))
+        print(f"{size} together: set up in {rows[-1].setup:.1f} s", file=sys.stderr, flush=True)
     first = rows[0].group.trainings[0]
     if asked.steps > (most := len(first.train) - 4):  # a last batch may be smaller
         raise InputError(f"--steps {asked.steps}: an epoch has {len(first.train)} steps of {recipe.batch_size}: give at most {most}")
     for number in range(asked.passes):
         for row in rows if number % 2 else reversed(rows):
             row.time(number, asked.steps)
-    made = [row.figures(rows[0], recipe.epochs * len(first.train.plan.ids)) for row in rows]
-    settings = {"recipe": {"name": name, **vars(recipe)}, "steps": asked.steps, "passes": asked.passes}
-    if asked.json:
-        write_json(asked.json, facts(store, device, settings) | {"precision": first.precision, "rows": made})
+        made = [row.figures(rows[0], recipe.epochs * len(first.train.plan.ids)) for row in rows]
+        if asked.json:  # after every pass: a machine may be lent for minutes
+            settings = {"recipe": {"name": name, **vars(recipe)}, "steps": asked.steps, "passes": number + 1}
+            write_json(asked.json, facts(store, device, settings) | {"precision": first.precision, "rows": made})
     keys = ("milliseconds_a_step", "images_per_second", "trainings_an_hour", "of_one_at_a_time")
     cells = [[f"{m['together']}" + (", one program" if m["one_program"] else ""), f"{m['setup_seconds']:.1f}", *(m[key] for key in keys)] for m in made]
     print(f"{recipe.net} by {name}, {dataset_name(store)}, {first.precision}, compiled: {recipe.compiled}")

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks import search
+from benchmarks.entries import ENTRIES
 from benchmarks.findings import found
 from benchmarks.surface import Choice, Range, Surface, draws
 from pipelines.errors import InputError
@@ -183,3 +185,11 @@ def test_a_compiled_recipe_is_recorded_instead(flags):
     _, _, recipe = search.options(flags[1:])
     _, _, compiled = search.options(["speed", "--vary", "muon_lr=0.1..0.3", "--out", "x"])
     assert (recipe.compiled, recipe.recorded) == (False, False) and (compiled.compiled, compiled.recorded) == (False, True)
+
+
+def test_the_list_for_a_gpu_searches_settings_that_share_a_recorded_step(tmp_path):
+    """A lease has minutes, and a step recorded anew takes longer than a training."""
+    entry = next(entry for entry in ENTRIES if entry.name == "search")
+    asked, _, recipe = search.options([*entry.full.split(), "--out", str(tmp_path)])
+    trials = [replace(recipe, **trial) for trial in draws(asked.ranges, 64, 0)]
+    assert len({str(trial.program()) for trial in trials}) == 1 < len({str(trial.experiment()) for trial in trials})
