@@ -17,7 +17,7 @@ from train.course import follow
 from train.device import device_of
 from train.evaluate import evaluate
 from train.recipe import Recipe
-from train.recorded import FIRST, Graphs, Look, Recorded
+from train.recorded import FIRST, Graphs, Recorded, RecordedLook
 from train.run import Kept, Run
 from train.runs import train
 from train.state import put, taken
@@ -87,7 +87,7 @@ def test_replayed_test_passes_are_test_passes(tmp_path, share):
     training = Run(recipe, tmp_path / "run", torch.device("cpu"), "", lambda *_: None, Kept()).training
     training.test = pipelines.open("resident", store, "test", batch_size=8, policy=PLAIN)
     plain, device = training.look, StandIn()
-    training.look = Look(plain, device)
+    training.look = RecordedLook(plain, device)
     for _ in range(2):
         ours, theirs = (evaluate(training.net, training.test, look, 2, share) for look in (training.look, plain))
         assert ours.loss == theirs.loss and (ours.predicted == theirs.predicted).all()
@@ -181,7 +181,7 @@ def test_a_graph_of_a_test_pass_reads_what_it_is_given():
     """New images, weights that have moved, and logits that are kept."""
     device = torch.device("cuda")
     weight = torch.ones((), device=device)
-    look, kept = Look(lambda images, views: images.sum((1, 2, 3))[:, None] * weight * views, Graphs(device)), []
+    look, kept = RecordedLook(lambda images, views: images.sum((1, 2, 3))[:, None] * weight * views, Graphs(device)), []
     with torch.no_grad():
         for step in range(FIRST + 4):
             weight.fill_(step)

@@ -11,7 +11,7 @@ import logging
 import torch
 
 from train.recipe import Recipe
-from train.recorded import Graphs, Look, Recorded
+from train.recorded import Graphs, Recorded, RecordedLook
 from train.scaling import FixedScale
 
 REMARKS = ("torch._dynamo.variables.ctx_manager", "torch.utils.cpp_extension")  # on a profiler's marks, on a CUDA that is not there: nothing to act on
@@ -37,7 +37,7 @@ def build_step(training, recipe: Recipe) -> None:
         graphs = Graphs(training.device)
         training.work = Recorded(training.work, graphs, lambda: training.phase)
         if hasattr(training, "look"):  # a group's nets are tested one by one
-            training.look = Look(training.look, graphs)
+            training.look = RecordedLook(training.look, graphs)
 
 
 def compile_step(training) -> None:

@@ -1,4 +1,4 @@
-"""A training step recorded once and replayed: on CUDA a graph of all its kernels, which costs the host a single launch.
+"""A training step, and the test pass of a batch, recorded once and replayed: on CUDA a graph of all its kernels, which costs the host a single launch.
 
 A replay reads and writes the addresses that were recorded. So batches are copied into tensors of the recording's own, results are
 copied out before the next step writes over them, and all that a step moves (weights, momenta, statistics, rates) must stay in place.
@@ -8,7 +8,6 @@ From: CUDA graphs of a whole network (pytorch.org/docs/stable/notes/cuda.html#wh
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -68,7 +67,7 @@ def room(targets: Targets) -> Targets:
     return Targets(torch.empty_like(targets.labels), *(None if t is None else torch.empty_like(t) for t in targets[1:]))
 
 
-class Look:
+class RecordedLook:
     """A test pass's `look`, (images, views) → logits, recorded for every size of batch and number of views: the first calls run as they are."""
 
     def __init__(self, look: Callable[[torch.Tensor, int], torch.Tensor], device):
@@ -77,13 +76,13 @@ class Look:
         self.recordings: dict[tuple, tuple[torch.Tensor, torch.Tensor, Callable[[], None]]] = {}
 
     def __call__(self, images: torch.Tensor, views: int) -> torch.Tensor:
-        size, look = (views, *images.shape, images.dtype), partial(self.look, views=views)
+        size = views, *images.shape, images.dtype
         if size not in self.recordings:
             self.calls[size] += 1
             if self.calls[size] <= FIRST:
-                return self.device.alone(look, images)
+                return self.device.alone(lambda given: self.look(given, views), images)
             own = torch.empty_like(images)
-            self.recordings[size] = own, *self.device.record(look, own)
+            self.recordings[size] = own, *self.device.record(lambda given: self.look(given, views), own)
         own, logits, replay = self.recordings[size]
         own.copy_(images)
         replay()
