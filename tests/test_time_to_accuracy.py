@@ -179,7 +179,8 @@ def test_ours_beside_a_peer_interleaved_and_resumed(store, tmp_path, capsys):
     assert [run["accuracy"] for run in theirs["runs"]] == [0.50, 0.51] and theirs["seconds_interval"]["mean"] == pytest.approx(2)
     assert [run["seed"] for run in mine["runs"]] == [0, 1] and mine["target"] == pytest.approx(0.505) and theirs["target"] is None
     summary = json.loads((out / "seed-1" / "summary.json").read_text())
-    assert mine["flop"] == 6 * summary["macs"] * 37 and mine["flop_per_second"] > 0 and mine["runs"][1]["accuracy"] == summary["test_accuracy"]
+    assert 0.98 < mine["flop"] / (6 * summary["macs"] * 37) < 1  # the first layer has no gradient of its input
+    assert mine["flop_per_second"] > 0 and mine["runs"][1]["accuracy"] == summary["test_accuracy"]
     assert mine["runs"][1]["seconds"] == pytest.approx(summary["seconds"]["train"] + summary["seconds"]["final_eval"])
     assert all(run["seconds"] < run["wall_seconds"] for run in mine["runs"])
     assert mine["process_seconds"] > sum(run["wall_seconds"] for run in mine["runs"]) and result["matrix_flop_per_second"] > 0
