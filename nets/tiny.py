@@ -41,9 +41,28 @@ class Block(nn.Module):
         return images_NCHW + self.dropout(narrowed_NHWC.permute(0, 3, 1, 2))
 
 
+class Grouped(nn.Conv2d):
+    """A convolution in many small groups, on a GPU as one of all channels whose filters have zeros for the other groups'.
+
+    For groups of two or three channels cuDNN has no kernels of this layout, by reading, and so changes the whole map's, there and back: changes of layout were
+    a fifth of a compiled step of `tiny83k` (`benchmarks/LOG.md`). The products with zeros are nothing to a matrix unit. Not measured.
+    """
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if not self.dense(images_NCHW):
+            return super().forward(images_NCHW)
+        parts = self.weight.permute(0, 2, 3, 1).unflatten(0, (self.groups, -1))  # [groups, outputs, height, width, inputs], of one group each
+        own = torch.eye(self.groups, device=parts.device, dtype=parts.dtype)[:, None, None, None, :, None]
+        whole_OHWI = (parts[:, :, :, :, None] * own).flatten(4, 5).flatten(0, 1)
+        return F.conv2d(images_NCHW, whole_OHWI.permute(0, 3, 1, 2), None, self.stride, self.padding)
+
+    def dense(self, images_NCHW: torch.Tensor) -> bool:
+        return images_NCHW.is_cuda
+
+
 def down(inputs: int, outputs: int, norm: str) -> nn.Module:
     """[N,inputs,H,W] → [N,outputs,H/2,W/2]."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, groups=gcd(inputs, outputs), bias=False), norm_of(norm, outputs))
+    return nn.Sequential(Grouped(inputs, outputs, 4, stride=2, padding=1, groups=gcd(inputs, outputs), bias=False), norm_of(norm, outputs))
 
 
 def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], norm: str = "batch", dropout: float = 0.0) -> nn.Module:

@@ -1,5 +1,7 @@
 """The nets: their sizes, shapes and names, the norms, and what is measured of them."""
 
+import copy
+import math
 import subprocess
 import sys
 
@@ -8,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.func import functional_call, vmap
 
 import nets
+from nets import tiny
 from nets.layers import NORMS, GhostBatchNorm, Residual, block, norm
 from nets.measure import layers, output_shape
 
@@ -308,3 +312,20 @@ def test_command_names_the_nets_for_an_unknown_one():
     done = run("level9")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: net 'level9'") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("sizes", [(32, 48), (16, 32), (8, 8)], ids=str)
+def test_a_convolution_in_groups_is_the_same_with_zeros_for_the_other_groups(sizes, monkeypatch):
+    """Its gradients, too, and for several nets at once."""
+    plain = tiny.Grouped(*sizes, 4, stride=2, padding=1, groups=math.gcd(*sizes), bias=False)
+    filled, pictures, results = copy.deepcopy(plain), torch.randn(3, sizes[0], 8, 8).contiguous(memory_format=torch.channels_last), []
+    monkeypatch.setattr(filled, "dense", lambda images: True)
+    for one in (plain, filled):
+        given = pictures.clone().requires_grad_()
+        out = one(given)
+        out.square().sum().backward()
+        results.append((out, one.weight.grad, given.grad))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    weights = torch.stack([plain.weight, 2 * plain.weight])
+    out = vmap(lambda weight: functional_call(filled, {"weight": weight}, (pictures,)))(weights)
+    torch.testing.assert_close(out, torch.stack([plain(pictures), 2 * plain(pictures)]), rtol=1e-5, atol=1e-5)
