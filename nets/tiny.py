@@ -42,10 +42,10 @@ class Block(nn.Module):
 
 
 class Grouped(nn.Conv2d):
-    """A convolution in many small groups, on a GPU as one of all channels whose filters have zeros for the other groups'.
+    """A convolution in many small groups, on a GPU and in half precision as one of all channels whose filters have zeros for the other groups'.
 
-    For groups of two or three channels cuDNN has no kernels of this layout, by reading, and so changes the whole map's, there and back: changes of layout were
-    a fifth of a compiled step of `tiny83k` (`benchmarks/LOG.md`). The products with zeros are nothing to a matrix unit. Not measured.
+    The products with zeros are little to a matrix unit. For groups of two or three channels oneDNN has no fast kernels in half precision (161 ms for 40), and
+    cuDNN none of this layout, by reading: changes of layout were a fifth of a compiled step of `tiny83k` (`benchmarks/LOG.md`). On a GPU not measured.
     """
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,8 @@ class Grouped(nn.Conv2d):
         return F.conv2d(images_NCHW, whole_OHWI.permute(0, 3, 1, 2), None, self.stride, self.padding)
 
     def dense(self, images_NCHW: torch.Tensor) -> bool:
-        return images_NCHW.is_cuda
+        """Whether zeros are the faster way here."""
+        return images_NCHW.is_cuda or torch.is_autocast_enabled("cpu") or images_NCHW.dtype != torch.float32
 
 
 def down(inputs: int, outputs: int, norm: str) -> nn.Module:
