@@ -11,10 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-TILE, WARPS = (
-    2048,
-    8,
-)  # values that a program works on at a time: 8 a thread, 16 bytes in half precision, and few registers, so that several programs find room at once
+TILE, WARPS = 2048, 8  # values that a program works on at a time: 8 a thread, 16 bytes in half precision, few registers, so that several programs find room
 PROGRAMS = 396  # of those that sum: three for each multiprocessor of an H100, as many as find room at once
 AHEAD = tl.constexpr(4)  # of those that sum: three tiles are on their way to shared memory while one is worked on; a compiler left alone waits for each
 FEW = 4  # channels that a program adds up the parts of: all its loads are on their way at once

@@ -54,17 +54,21 @@ def watched(net: nn.Module, note: Callable[[str, nn.Module, torch.Tensor], None]
             handle.remove()
 
 
+def plain(net: nn.Module) -> nn.Module:
+    """A copy on the processor, in float32: elsewhere a net may fill up its maps or filters with zeros, which are faster there and are not its arithmetic."""
+    return copy.deepcopy(net).float().cpu()
+
+
 def trace(net: nn.Module, shape: tuple[int, int, int]) -> list[Step]:
     """The leaf modules in the order in which one image of zeros passes them, then the net itself. The net stays as it was."""
-    net, steps = copy.deepcopy(net).eval(), []
-    like = next(net.parameters())
+    net, steps = plain(net).eval(), []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
 
         def note(name, module, output):
             steps.append(Step(name, module, tuple(output.shape[1:]), counter.get_total_flops() // 2))
 
         with watched(net, note):
-            output = net(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+            output = net(torch.zeros(1, *shape))
         note("", net, output)
     return steps
 
@@ -85,10 +89,9 @@ def macs(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
 def training_flop(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
     """FLOP of one image, forward and backward, of convolutions and matrix products: two a multiply-add. What has no gradient costs none; the first layer has
     none of its input. The net stays as it was."""
-    net = copy.deepcopy(net).train()
-    like = next(net.parameters())
+    net = plain(net).train()
     with FlopCounterMode(display=False) as counter:
-        net(torch.zeros(2, *shape, device=like.device, dtype=like.dtype)).sum().backward()
+        net(torch.zeros(2, *shape)).sum().backward()
     return counter.get_total_flops() // 2
 
 

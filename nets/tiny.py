@@ -58,7 +58,7 @@ class Grouped(nn.Conv2d):
 
     def dense(self, images_NCHW: torch.Tensor) -> bool:
         """Whether zeros are the faster way here."""
-        return images_NCHW.is_cuda or torch.is_autocast_enabled("cpu") or images_NCHW.dtype != torch.float32
+        return images_NCHW.is_cuda or torch.is_autocast_enabled("cpu") or images_NCHW.dtype.itemsize == 2
 
 
 def down(inputs: int, outputs: int, norm: str) -> nn.Module:

@@ -329,3 +329,12 @@ def test_a_convolution_in_groups_is_the_same_with_zeros_for_the_other_groups(siz
     weights = torch.stack([plain.weight, 2 * plain.weight])
     out = vmap(lambda weight: functional_call(filled, {"weight": weight}, (pictures,)))(weights)
     torch.testing.assert_close(out, torch.stack([plain(pictures), 2 * plain(pictures)]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["speednet", "tiny10k"])
+def test_what_is_filled_up_with_zeros_counts_as_it_is(name):
+    """In half precision, and on a GPU, where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net, half = nets.load(name), nets.load(name).to(device, torch.bfloat16)
+    assert nets.macs(half) == nets.macs(net) and nets.training_flop(half) == nets.training_flop(net) and nets.output_shape(half) == (10,)
+    assert next(half.parameters()).dtype == torch.bfloat16
