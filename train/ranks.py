@@ -12,6 +12,7 @@ Processes talk through gloo, or nccl where they share a training on GPUs. Only g
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -173,19 +174,23 @@ def joined(device: torch.device, deal: bool = False):
 def told(first: bool, between_calls: bool):
     """What torchrun's signals mean: Ctrl-C is for the first of a training, which saves; the others end with it. What ends
     this process because another has failed becomes an `InputError` where Python gets to see it, `between_calls` of the device:
-    one that waits for a GPU for ever would only be ended half a minute later."""
+    one that waits for a GPU for ever would only be ended half a minute later. A process that ends already, since it has
+    noticed the other's end by itself, is left to say so."""
     asked = []
 
     def end(*_):
-        raise InputError("torchrun ends this process: another has failed (look for its line, or torchrun's), or all were asked to end")
+        if sys.exc_info()[1] is None:  # else it is on its way out, or saves before
+            raise InputError("torchrun ends this process: another has failed (look for its line, or torchrun's), or all were asked to end")
 
     handlers = ({} if first else {signal.SIGINT: lambda *_: asked.append(True)}) | ({signal.SIGTERM: end} if between_calls else {})
     here = threading.current_thread() is threading.main_thread()  # Python hands signals to no other
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()} if here else {}
     try:
         yield
-    except InputError:
-        if asked:
+    except BaseException as error:
+        if signal.SIGTERM in before:
+            before[signal.SIGTERM] = signal.SIG_IGN  # its last line is still to be printed
+        if asked and isinstance(error, InputError):
             raise KeyboardInterrupt from None
         raise
     finally:
