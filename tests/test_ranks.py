@@ -331,7 +331,7 @@ def torchrun(store, out: Path, tmp_path: Path, **environment) -> subprocess.Comp
     driver.write_text(DRIVER)
     flags = [word for key, value in SMALL.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     flags += ["--optimiser", "sgd", "--first-side", "0", "--data", str(store.path), "--out", str(out)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(driver), "level1", *flags]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(driver), "level1", *flags]
     root = Path(__file__).parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=300)

@@ -40,7 +40,7 @@ examples:
   python -m train --data my-pictures --size 32            on class folders of your own pictures
   python -m train --data cifar100 --runs 5                five seeds: mean, deviation and interval
   python -m train --resume runs/20261124-...              what was interrupted, to the same bits
-  torchrun --nproc-per-node 2 -m train level1             two processes share one training
+  torchrun --standalone --nproc-per-node 2 -m train level1  two processes share one training
   python -m train predict runs/20261124-... photo.jpg     what a trained net says of a picture
 """
 
