@@ -11,17 +11,23 @@ arXiv:2002.05202), scaled residuals (Touvron et al. 2021, arXiv:2103.17239), and
 """
 
 from collections import OrderedDict
+from importlib.util import find_spec
 from math import gcd
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets.layers import GlobalMean, norm as norm_of
+from nets.layers import ChannelNorm, GlobalMean, norm as norm_of
+
+if torch.cuda.is_available() and find_spec("triton"):
+    from nets import gated
+else:
+    gated = None  # type: ignore[assignment]
 
 
 class Block(nn.Module):
-    """x + scale * narrow(silu(gate) * value); 3 * channels**2 + 12 * channels parameters. Keeps the shape."""
+    """x + scale * narrow(silu(gate) * value); 3 * channels**2 + 12 * channels parameters. Keeps the shape. On CUDA by the kernels of `gated.py`."""
 
     def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1):
         super().__init__()
@@ -32,6 +38,8 @@ class Block(nn.Module):
         self.scale = nn.Parameter(torch.full((channels, 1, 1), scale))
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if self.fusible(images_NCHW):
+            return self.fused(images_NCHW)
         # 1x1 convolutions as products of matrices, as pixels lie in memory: of several nets at once that is a batched product, not grouped convolutions
         looked_NHWC = self.norm(self.look(images_NCHW)).permute(0, 2, 3, 1)
         gate, value = F.linear(looked_NHWC, self.widen.weight.flatten(1)).chunk(2, -1)
@@ -39,6 +47,19 @@ class Block(nn.Module):
         # a copy of the gate: a slice's few channels a pixel leave SiLU's vectors half empty on a processor; a compiler has no copy of it
         narrowed_NHWC = F.linear(F.silu(gate.contiguous()) * value, self.narrow.weight.flatten(1) * self.scale.flatten(1))
         return images_NCHW + self.dropout(narrowed_NHWC.permute(0, 3, 1, 2))
+
+    def fusible(self, images_NCHW: torch.Tensor) -> bool:
+        """Whether the kernels can do it: they know a norm over each pixel's channels, no dropout, and not too many channels; an exported program is for any machine."""
+        if gated is None or not images_NCHW.is_cuda or torch.compiler.is_exporting():
+            return False
+        return type(self.norm) is ChannelNorm and not (self.training and self.dropout.p) and images_NCHW.shape[1] <= gated.MOST
+
+    def fused(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """By the operator, with the norm's scale and shift in what the 1x1 convolution behind it does."""
+        widen, narrow = self.widen.weight.flatten(1), self.narrow.weight.flatten(1) * self.scale.flatten(1)
+        bias = (widen * self.norm.bias).sum(1)  # in float32 under autocast, too, as a product of matrices is not
+        parameters = self.look.weight.flatten(1).T, widen * self.norm.weight, bias, narrow
+        return gated.gated_block(images_NCHW, *(p[None] for p in parameters), self.norm.eps)
 
 
 class Grouped(nn.Conv2d):

@@ -1,0 +1,199 @@
+"""The kernels of a tiny net's block against torch's own: interpreted where there is no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+pytest.importorskip("triton", reason="Triton is not installed")
+import nets
+from nets import gated, tiny
+from nets.gated_kernels import MOST
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+SIZES = [(3, 24, 6, 5), (1, 16, 8, 16), (2, 40, 7, 8), (1, 64, 3, 3), (2, 5, 9, 4)]
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    monkeypatch.setattr(tiny, "gated", gated)
+
+
+def made(channels: int) -> tiny.Block:
+    """A block whose every part matters."""
+    torch.manual_seed(channels)
+    block = tiny.Block(channels, "batch", 0.0)
+    for parameter in (block.norm.weight, block.scale):
+        nn.init.uniform_(parameter, 0.5, 2)
+    nn.init.normal_(block.norm.bias)
+    return block.to(DEVICE, memory_format=torch.channels_last)
+
+
+def check(size, dtype, limit):
+    """Largest differences from float64's, as shares of the largest value."""
+    block = made(size[1])
+    images = torch.randn(size).to(DEVICE, dtype, memory_format=torch.channels_last)
+    gradient = torch.randn(size).to(DEVICE, dtype)  # in another order of memory
+    wanted, whole = deepcopy(block).double(), images.double().requires_grad_()
+    expected = wanted(whole) if DEVICE.type == "cpu" else by_torch(wanted, whole)
+    expected.backward(gradient.double())
+    ours = images.clone().requires_grad_()
+    out = block.fused(ours)
+    out.backward(gradient)
+    assert out.dtype == dtype and ours.grad.dtype == dtype
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (out, ours.grad))
+    pairs = {"out": (out, expected), "images": (ours.grad, whole.grad)}
+    pairs |= {name: (p.grad, q.grad) for (name, p), q in zip(block.named_parameters(), wanted.parameters())}
+    for name, (a, b) in pairs.items():
+        assert (a.double() - b).abs().max() <= limit * b.abs().max(), name
+
+
+def by_torch(block: tiny.Block, images: torch.Tensor) -> torch.Tensor:
+    """The block without the kernels."""
+    kept, tiny.gated = tiny.gated, None
+    try:
+        return block(images)
+    finally:
+        tiny.gated = kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the interpreter cuts bfloat16 off, unrounded
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_values_and_gradients_are_torchs(size, dtype):
+    check(size, dtype, 1e-5 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(256, 32, 32, 32), (256, 48, 16, 16), (256, 64, 8, 8), (80, 24, 20, 20), (256, 16, 32, 32)], ids=str)
+def test_so_they_are_at_full_size(size, dtype):
+    check(size, dtype, 3e-2 if dtype == torch.bfloat16 else 4e-3)
+
+
+def test_more_tiles_than_programs_are_summed(monkeypatch):
+    monkeypatch.setattr("nets.gated_kernels.PROGRAMS", 2)
+    check((5, 16, 8, 9), torch.float32, 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+def test_the_same_bits_every_time():
+    block, images = made(48), torch.randn(256, 48, 16, 16, device=DEVICE, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    found = []
+    for _ in range(2):
+        block.zero_grad()
+        block.fused(images).float().square().sum().backward()
+        found.append([p.grad.clone() for p in block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_several_nets_go_together():
+    blocks = [made(channels) for channels in (24, 24, 24)]
+    for i, block in enumerate(blocks):
+        nn.init.normal_(block.widen.weight, std=0.1 + 0.1 * i)
+    stacked = {name: torch.stack([dict(b.named_parameters())[name].detach() for b in blocks]).requires_grad_() for name, _ in blocks[0].named_parameters()}
+    images = torch.randn(2, 3, 24, 5, 6, device=DEVICE)
+    fused = deepcopy(blocks[0])
+    fused.forward = fused.fused
+    out = vmap(lambda p, x: functional_call(fused, p, (x,)), in_dims=(0, 1))(stacked, images)
+    out.square().sum().backward()
+    for i, block in enumerate(blocks):
+        expected = by_torch(block, images[:, i])
+        expected.square().sum().backward()
+        torch.testing.assert_close(out[i], expected, rtol=1e-4, atol=1e-4)
+        for name, parameter in block.named_parameters():
+            torch.testing.assert_close(stacked[name].grad[i], parameter.grad, rtol=1e-3, atol=1e-3 * float(parameter.grad.abs().max()))
+
+
+def test_torch_finds_no_fault_with_the_operator():
+    shapes = (2, 4, 3, 3), (1, 9, 4), (1, 8, 4), (1, 8), (1, 4, 4)
+    torch.library.opcheck(gated.gated_block, (*(torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes), 1e-5))
+
+
+def test_a_block_takes_the_kernels_only_where_they_can_do_it():
+    class Elsewhere:
+        is_cuda = True
+
+        def __init__(self, channels):
+            self.shape = (2, channels, 8, 8)
+
+    def fusible(training=True, **some):
+        chosen = dict(channels=24, norm="batch", dropout=0.0) | some
+        return tiny.Block(**chosen).train(training).fusible(Elsewhere(chosen["channels"]))
+
+    assert fusible() and fusible(norm="channel") and fusible(channels=MOST) and fusible(dropout=0.1, training=False)
+    assert not (fusible(channels=MOST + 8) or fusible(norm="group") or fusible(dropout=0.1))
+    assert not tiny.Block(8, "batch", 0.0).fusible(torch.zeros(2, 8, 4, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_net_gives_the_same_logits_and_gradients(compiled):
+    torch.manual_seed(0)
+    net = nets.load("tiny83k", 10).to(DEVICE, memory_format=torch.channels_last)
+    images = torch.randn(64, 3, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
+    found = {}
+    for name, kernels in (("theirs", None), ("ours", gated)):
+        tiny.gated = kernels
+        net.zero_grad()
+        run = torch.compile(net, dynamic=False) if compiled and kernels else net
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = run(images).float()
+        logits.square().mean().backward()
+        found[name] = logits.detach(), torch.cat([p.grad.flatten() for p in net.parameters()])
+    for ours, theirs in zip(found["ours"], found["theirs"]):
+        assert (ours - theirs).norm() <= 0.05 * theirs.norm()
+
+
+COMPILE = """
+import json, re, torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Hopper:
+    get_current_device = get_current_stream = lambda self, *_: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+
+driver.set_active(Hopper())
+from nets.gated_kernels import *
+
+def at(dtype):
+    tensor = torch.empty(8, dtype=dtype, device="meta")
+    tensor.data_ptr = lambda: 0  # of memory that begins at a multiple of 16 bytes
+    return tensor
+
+half, whole = at(torch.bfloat16), at(torch.float32)
+given = {
+    block_kernel: (half, whole, whole, whole, whole, half, 1e-5, 65536, 4),
+    back_kernel: (half, half, whole, whole, whole, whole, half, whole, 1e-5, 65536, 4),
+    look_kernel: (half, half, half, whole, half, whole, 65536, 4),
+}
+for kernel, arguments in given.items():
+    pixels, warps = (LOOK_VALUES // 64, LOOK_WARPS) if kernel is look_kernel else (PIXELS, WARPS)
+    made = kernel.run(*arguments, 16, 16, 1, 48, pixels, 64, grid=(1, 1), warmup=True, num_warps=warps, num_stages=1)
+    found = set(re.findall(r"ld[.]global[.]v4|st[.]global[.]v4|wgmma[.]mma_async", made.asm["ptx"]))
+    print(json.dumps([kernel.fn.__name__, sorted(found), made.metadata.shared]))
+"""
+
+
+def test_compiles_for_hopper_without_a_gpu(tmp_path):
+    """Through Triton's own compiler and ptxas, to sm_90: 16 bytes at a time, products by its matrix unit, and room for three programs and more in shared memory."""
+    environment = dict(os.environ, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    if "ptxas" in done.stderr and "not found" in done.stderr.lower():
+        pytest.skip("this Triton comes without ptxas")
+    assert done.returncode == 0, done.stderr[-2000:]
+    memory, products = ["ld.global.v4", "st.global.v4"], ["wgmma.mma_async"]
+    found = {name: (words, shared) for name, words, shared in map(json.loads, done.stdout.splitlines())}
+    assert {name: words for name, (words, _) in found.items()} == {"block_kernel": memory + products, "back_kernel": memory + products, "look_kernel": memory}
+    assert all(shared <= 228 * 1024 // 3 for _, shared in found.values())
