@@ -13,6 +13,7 @@ arXiv:2002.05202), scaled residuals (Touvron et al. 2021, arXiv:2103.17239), and
 from collections import OrderedDict
 from importlib.util import find_spec
 from math import gcd
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,11 +56,11 @@ class Block(nn.Module):
         return type(self.norm) is ChannelNorm and not (self.training and self.dropout.p) and images_NCHW.shape[1] <= gated.MOST
 
     def fused(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """By the operator, with the norm's scale and shift in what the 1x1 convolution behind it does."""
-        widen, narrow = self.widen.weight.flatten(1), self.narrow.weight.flatten(1) * self.scale.flatten(1)
-        bias = (widen * self.norm.bias).sum(1)  # in float32 under autocast, too, as a product of matrices is not
-        parameters = self.look.weight.flatten(1).T, widen * self.norm.weight, bias, narrow
-        return gated.gated_block(images_NCHW, *(p[None] for p in parameters), self.norm.eps)
+        """The same by one operator."""
+        norm: Any = self.norm
+        widen, narrow = self.widen.weight.flatten(1), self.narrow.weight.flatten(1)
+        parameters = self.look.weight.flatten(1), norm.weight, norm.bias, widen, narrow, self.scale.flatten()
+        return gated.gated_block(images_NCHW, *(p[None] for p in parameters), norm.eps)[0]
 
 
 class Grouped(nn.Conv2d):
