@@ -50,8 +50,9 @@ class Block(nn.Module):
         return images_NCHW + self.dropout(narrowed_NHWC.permute(0, 3, 1, 2))
 
     def fusible(self, images_NCHW: torch.Tensor) -> bool:
-        """Whether the kernels can do it: they know a norm over each pixel's channels, no dropout, and not too many channels; an exported program is for any machine."""
-        if gated is None or not images_NCHW.is_cuda or torch.compiler.is_exporting():
+        """Whether the kernels can do it: they know half precision, a norm over each pixel's channels, no dropout, and not too many channels. An exported program
+        is for any machine."""
+        if gated is None or not images_NCHW.is_cuda or images_NCHW.dtype.itemsize != 2 or torch.compiler.is_exporting():
             return False
         return type(self.norm) is ChannelNorm and not (self.training and self.dropout.p) and images_NCHW.shape[1] <= gated.MOST
 
