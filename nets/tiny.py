@@ -59,7 +59,8 @@ class Block(nn.Module):
     def fused(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """The same by one operator."""
         norm: Any = self.norm
-        widen, narrow = self.widen.weight.flatten(1), self.narrow.weight.flatten(1)
+        # as they lie in memory: so do their gradients, then, and an optimiser's operations on lists are one launch
+        widen, narrow = (filters.weight.permute(0, 2, 3, 1).flatten(1) for filters in (self.widen, self.narrow))
         parameters = self.look.weight.flatten(1), norm.weight, norm.bias, widen, narrow, self.scale.flatten()
         return gated.gated_block(images_NCHW, *(p[None] for p in parameters), norm.eps)[0]
 

@@ -20,8 +20,9 @@ def test_orthogonal_moves_singular_values_to_one():
     torch.manual_seed(0)
     shapes = [(8, 27), (16, 72), (16, 72), (40, 9)]  # the last is tall
     matrices = [torch.randn(shape) for shape in shapes]
-    for m, done in zip(matrices, orthogonal(matrices, steps=5)):
-        assert done.shape == m.shape
+    for m, done in zip(matrices, orthogonal([m[None] for m in matrices], steps=5)):
+        assert done.shape == (1, *m.shape)
+        done = done[0]
         values = torch.linalg.svdvals(done)
         assert values.min() > 0.6 and values.max() < 1.3
         U, S, V = torch.linalg.svd(m, full_matrices=False)  # the same singular vectors: U^T done V is diagonal

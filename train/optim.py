@@ -1,6 +1,6 @@
 """The optimisers of a recipe: SGD, AdamW, Muon for the filters with SGD for the rest, and the plateau's falls.
 
-Shapes: a filter is [out, in, height, width]; as a matrix it is [out, in * height * width].
+Shapes: a filter is [out, in, height, width]; as a matrix it is [out, height * width * in].
 """
 
 import torch
@@ -75,40 +75,47 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_add(gradients, buffers, alpha=group["momentum"])
 
     def _others(self, parameters: list[torch.Tensor], group: dict) -> None:
-        self._move(parameters, self._momenta(parameters, group), group)
+        # not as `alpha`, which a rate kept as a tensor on the device (`compiled.py`) would have to leave it for
+        torch._foreach_sub_(parameters, torch._foreach_mul(self._momenta(parameters, group), group["lr"]))
 
     def _filters(self, parameters: list[torch.Tensor], group: dict) -> None:
-        if group.get("norm") == "row":
-            torch._foreach_div_(parameters, [torch.linalg.vector_norm(p, dim=(1, 2, 3), keepdim=True).clamp_min(EPS) for p in parameters])
-        else:
-            norms = torch._foreach_norm(parameters)
-            torch._foreach_mul_(parameters, [len(p) ** 0.5 / norm for p, norm in zip(parameters, norms)])
-        momenta = [m.flatten(1) for m in self._momenta(parameters, group)]
-        moves = [move.view_as(p) for move, p in zip(orthogonal(momenta), parameters)]
-        self._move(parameters, moves, group)
+        """All filters of one shape at once: several nets' (`together.py`) then cost a GPU no more launches than one's."""
+        momenta = self._momenta(parameters, group)
+        members: dict[torch.Size, list[int]] = {}
+        for i, p in enumerate(parameters):
+            members.setdefault(p.shape, []).append(i)
+        by_row = group.get("norm") == "row"
+        moved = list(parameters)
+        for some, move in zip(members.values(), orthogonal([stacked(momenta, some) for some in members.values()])):
+            kept = stacked(parameters, some)
+            norms = torch.linalg.vector_norm(kept, dim=2 if by_row else (1, 2), keepdim=True).clamp_min(EPS)
+            kept /= norms if by_row else norms / kept.shape[1] ** 0.5
+            kept -= move * group["lr"]
+            for i, matrix in zip(some, kept):
+                moved[i] = matrix.view(parameters[i].permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        torch._foreach_copy_(parameters, moved)
 
-    def _move(self, parameters: list[torch.Tensor], directions: list[torch.Tensor], group: dict) -> None:
-        # not as `alpha`, which a rate kept as a tensor on the device (`compiled.py`) would have to leave it for
-        torch._foreach_sub_(parameters, torch._foreach_mul(directions, group["lr"]))
+
+def stacked(filters: list[torch.Tensor], some: list[int]) -> torch.Tensor:
+    """Those of them as matrices [count, out, height * width * in]: their values as they lie in memory, channels_last."""
+    return torch.stack([filters[i].permute(0, 2, 3, 1).flatten(1) for i in some])
 
 
-def orthogonal(matrices: list[torch.Tensor], steps: int = 3, eps: float = EPS) -> list[torch.Tensor]:
-    """Each matrix with its singular values moved to about one (0.7 to 1.2), by Newton-Schulz iterations.
+def orthogonal(batches: list[torch.Tensor], steps: int = 3, eps: float = EPS) -> list[torch.Tensor]:
+    """Each matrix of the batches [count, rows, columns] with its singular values moved to about one (0.7 to 1.2), by Newton-Schulz iterations.
 
-    The quintic and its coefficients are Muon's. Matrices of one shape are done as one batch; on CUDA, where a launch
-    costs more than the arithmetic, all of them are, padded with zeros, which the iteration keeps.
+    The quintic and its coefficients are Muon's. On CUDA, where a launch costs more than the arithmetic, all are one batch, padded with zeros, which the
+    iteration keeps.
     """
-    batches: dict[tuple, list[int]] = {}
-    wide = [m if m.shape[0] <= m.shape[1] else m.T for m in matrices]
-    largest = tuple(max(m.shape[d] for m in wide) for d in (0, 1))
-    for i, m in enumerate(wide):
-        batches.setdefault(largest if m.is_cuda else tuple(m.shape), []).append(i)
-    done = list(wide)
-    for (rows, columns), members in batches.items():
-        padded = [nn.functional.pad(wide[i], (0, columns - wide[i].shape[1], 0, rows - wide[i].shape[0])) for i in members]
-        for i, m in zip(members, newton_schulz(torch.stack(padded), steps, eps)):
-            done[i] = m[: wide[i].shape[0], : wide[i].shape[1]]
-    return [m if m.shape == original.shape else m.T for m, original in zip(done, matrices)]
+    wide = [m if m.shape[1] <= m.shape[2] else m.mT for m in batches]
+    if batches[0].is_cuda:
+        rows, columns = (max(m.shape[d] for m in wide) for d in (1, 2))
+        padded = torch.cat([nn.functional.pad(m, (0, columns - m.shape[2], 0, rows - m.shape[1])) for m in wide])
+        pieces = newton_schulz(padded, steps, eps).split([len(m) for m in wide])
+        done = [piece[:, : m.shape[1], : m.shape[2]] for piece, m in zip(pieces, wide)]
+    else:
+        done = [newton_schulz(m, steps, eps) for m in wide]
+    return [m if m.shape == batch.shape else m.mT for m, batch in zip(done, batches)]
 
 
 def newton_schulz(X: torch.Tensor, steps: int, eps: float) -> torch.Tensor:
