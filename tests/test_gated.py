@@ -138,21 +138,21 @@ def test_a_block_takes_the_kernels_only_where_they_can_do_it():
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_net_gives_the_same_logits_and_gradients(compiled):
+def test_a_nets_logits_and_gradients_are_as_near_to_float32s_as_torchs(compiled):
     torch.manual_seed(0)
     net = nets.load("tiny83k", 10).to(DEVICE, memory_format=torch.channels_last)
     images = torch.randn(64, 3, 32, 32, device=DEVICE).to(memory_format=torch.channels_last)
     found = {}
-    for name, kernels in (("theirs", None), ("ours", gated)):
+    for name, kernels, half in (("float32", None, False), ("theirs", None, True), ("ours", gated, True)):
         tiny.gated = kernels
         net.zero_grad()
         run = torch.compile(net, dynamic=False) if compiled and kernels else net
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
             logits = run(images).float()
         logits.square().mean().backward()
         found[name] = logits.detach(), torch.cat([p.grad.flatten() for p in net.parameters()])
-    for ours, theirs in zip(found["ours"], found["theirs"]):
-        assert (ours - theirs).norm() <= 0.05 * theirs.norm()
+    for wanted, theirs, ours in zip(found["float32"], found["theirs"], found["ours"]):
+        assert (ours - wanted).norm() <= 1.5 * (theirs - wanted).norm() <= 0.3 * wanted.norm()
 
 
 COMPILE = """
