@@ -1,12 +1,9 @@
 """The kernels of batch norm, SiLU and max-pool against torch's own: interpreted where there is no GPU."""
 
 import json
-import os
-import subprocess
-import sys
 from copy import deepcopy
-from pathlib import Path
 
+import hopper
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,22 +104,8 @@ def test_so_it_is_at_full_size():
 
 
 COMPILE = """
-import json, re, torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
-class Hopper:
-    get_current_device = get_current_stream = lambda self, *_: 0
-    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
-
-driver.set_active(Hopper())
 from nets.kernels import *
 from nets import kernels
-
-def at(dtype):
-    tensor = torch.empty(8, dtype=dtype, device="meta")
-    tensor.data_ptr = lambda: 0  # of memory that begins at a multiple of 16 bytes
-    return tensor
 
 half, whole, place = at(torch.bfloat16), at(torch.float32), at(torch.uint8)
 given = {
@@ -141,12 +124,8 @@ for name, arguments in given.items():
 
 def test_compiles_for_hopper_without_a_gpu_to_wide_loads_and_stores(tmp_path):
     """Through Triton's own compiler and ptxas, to sm_90: 16 bytes at a time (a patch of three colours lies in pieces of six), and nothing in local memory."""
-    environment = dict(os.environ, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
-    if "ptxas" in done.stderr and "not found" in done.stderr.lower():
-        pytest.skip("this Triton comes without ptxas")
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = dict(json.loads(line) for line in done.stdout.splitlines())
+    lines = hopper.run(COMPILE, tmp_path)
+    found = dict(json.loads(line) for line in lines)
     both, ahead = ["ld.global.v4", "st.global.v4"], ["cp.async.cg"]  # which takes 16 bytes and no other number
     assert found == {"pool": ahead + both[1:], "sum": ahead, "apply": both, "back_sum": ahead + both[:1], "back": both, "white": both[1:]}
 

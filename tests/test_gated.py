@@ -1,12 +1,9 @@
 """The kernels of a tiny net's block against torch's own: interpreted where there is no GPU."""
 
 import json
-import os
-import subprocess
-import sys
 from copy import deepcopy
-from pathlib import Path
 
+import hopper
 import pytest
 import torch
 from torch import nn
@@ -156,21 +153,7 @@ def test_a_nets_logits_and_gradients_are_as_near_to_float32s_as_torchs(compiled)
 
 
 COMPILE = """
-import json, re, torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
-class Hopper:
-    get_current_device = get_current_stream = lambda self, *_: 0
-    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
-
-driver.set_active(Hopper())
 from nets.gated_kernels import *
-
-def at(dtype):
-    tensor = torch.empty(8, dtype=dtype, device="meta")
-    tensor.data_ptr = lambda: 0  # of memory that begins at a multiple of 16 bytes
-    return tensor
 
 half, whole = at(torch.bfloat16), at(torch.float32)
 given = {
@@ -188,12 +171,8 @@ for kernel, arguments in given.items():
 
 def test_compiles_for_hopper_without_a_gpu(tmp_path):
     """Through Triton's own compiler and ptxas, to sm_90: 16 bytes at a time, products by its matrix unit, and room for three programs and more in shared memory."""
-    environment = dict(os.environ, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
-    if "ptxas" in done.stderr and "not found" in done.stderr.lower():
-        pytest.skip("this Triton comes without ptxas")
-    assert done.returncode == 0, done.stderr[-2000:]
+    lines = hopper.run(COMPILE, tmp_path)
     memory, products = ["ld.global.v4", "st.global.v4"], ["wgmma.mma_async"]
-    found = {name: (words, shared) for name, words, shared in map(json.loads, done.stdout.splitlines())}
+    found = {name: (words, shared) for name, words, shared in map(json.loads, lines)}
     assert {name: words for name, (words, _) in found.items()} == {"block_kernel": memory + products, "back_kernel": memory + products, "look_kernel": memory}
     assert all(shared <= 228 * 1024 // 3 for _, shared in found.values())
