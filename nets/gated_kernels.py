@@ -1,4 +1,4 @@
-"""The kernels of `gated.py`, in Triton, and what launches them: a tiny net's block, forward in one kernel and backward in two.
+"""The kernels of `gated.py`, in Triton, and what launches them: a tiny net's block, forward in one kernel, backward in two, and one for the parameters' gradients.
 
 A program works on tiles of pixels times all channels of a net, one after another, with the block's filters at hand. What lies between the map that comes and the one that
 goes stays in registers, and is worked out again on the way back; a pixel's neighbours are loaded as often as they are looked at, from the nearest cache. Sums over pixels
