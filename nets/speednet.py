@@ -39,8 +39,10 @@ class Whitening(nn.Conv2d):
     def fit(self, images_NCHW: torch.Tensor, eps: float = 5e-4) -> None:
         """Set the filters from normalised images; `eps` keeps directions of almost no variance from blowing up."""
         k, channels = self.kernel_size[0], self.in_channels
-        patches = images_NCHW.float().unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * k * k)
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        patches = images_NCHW.float().unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5).reshape(len(images_NCHW), -1, channels * k * k)
+        # image by image: of a product of two million rows to twelve by twelve a GPU makes little; and a processor has the eigenvectors before a GPU has begun
+        covariance = (patches.mT @ patches).sum(0).cpu() / patches[..., 0].numel()
+        values, vectors = (part.to(images_NCHW.device) for part in torch.linalg.eigh(covariance))
         filters = (vectors / torch.sqrt(values + eps)).T.flip(0).reshape(-1, channels, k, k)[: self.kept]
         self.weight.copy_(torch.cat([filters, -filters]))
 

@@ -102,6 +102,17 @@ def test_resize_keeps_what_it_should(dtype):
     assert torch.allclose(resize(torch.full((1, 3, 32, 48), 0.5), 16), torch.full((1, 3, 16, 24), 0.5))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_resize_in_half_precision_is_near_float32s(dtype):
+    images = torch.rand(2000, 3, 32, 32, device="cuda").to(dtype, memory_format=torch.channels_last)
+    for side in (16, 20, 24, 28):
+        small = resize(images, side)
+        assert small.dtype == dtype and small.is_contiguous(memory_format=torch.channels_last)
+        assert (small.float() - resize(images.float(), side)).abs().max() < (0.01 if dtype == torch.bfloat16 else 0.002)
+
+
 @pytest.mark.parametrize(("shape", "side"), [((2, 3, 32, 32), 20), ((3, 1, 28, 28), 16), ((2, 3, 33, 48), 24), ((0, 3, 32, 32), 16)])
 def test_resize_is_torchs_antialiased_interpolation(shape, side):
     images = torch.rand(shape).to(memory_format=torch.channels_last)
