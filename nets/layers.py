@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nets.convolution import Conv2d
+
 NORMS = ("batch", "ghost", "group", "layer", "channel")
 
 
@@ -81,7 +83,7 @@ def block(
 ) -> nn.Sequential:
     """Convolution, norm, activation and, above zero, Dropout2d; `kernel` is odd, and stride 1 keeps height and width."""
     # The norm's own bias makes one in the convolution useless.
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    convolution = Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     layers = [convolution, norm(norm_kind, outputs), activation(inplace=True)]
     return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else nn.Sequential(*layers)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nets.convolution import Conv2d
 from nets.layers import global_max, norm as norm_of
 
 if torch.cuda.is_available() and find_spec("triton"):
@@ -56,12 +57,14 @@ def unscaled(kind: str, channels: int) -> nn.Module:
     return made
 
 
-class Filled(nn.Conv2d):
+class Filled(Conv2d):
     """A convolution that takes images with more channels than it has, which are zero, and has zeros for them."""
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         more = images_NCHW.shape[1] - self.in_channels
-        weight = nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more)) if more else self.weight
+        if not more:
+            return super().forward(images_NCHW)
+        weight = nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more))
         return nn.functional.conv2d(images_NCHW, weight, self.bias, self.stride, self.padding)
 
 

@@ -107,10 +107,10 @@ def test_resize_keeps_what_it_should(dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_resize_in_half_precision_is_near_float32s(dtype):
     images = torch.rand(2000, 3, 32, 32, device="cuda").to(dtype, memory_format=torch.channels_last)
-    for side in (16, 20, 24, 28):
-        small = resize(images, side)
+    for height in (16, 20, 24, 28):
+        small = resize(images, height)
         assert small.dtype == dtype and small.is_contiguous(memory_format=torch.channels_last)
-        assert (small.float() - resize(images.float(), side)).abs().max() < (0.01 if dtype == torch.bfloat16 else 0.002)
+        assert (small.float() - resize(images.float(), height)).abs().max() < (0.01 if dtype == torch.bfloat16 else 0.002)
 
 
 @pytest.mark.parametrize(("shape", "side"), [((2, 3, 32, 32), 20), ((3, 1, 28, 28), 16), ((2, 3, 33, 48), 24), ((0, 3, 32, 32), 16)])

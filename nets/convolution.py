@@ -1,0 +1,77 @@
+"""Convolutions of small maps in bf16 on a processor with AMX: the gradient of their filters as one product of matrices.
+
+oneDNN makes that gradient (torch 2.11, 256 images, two threads) at a tenth to a third of the rate of the same convolution's forward pass once a map is no larger
+than 8x8: its matrix unit wants long rows. Each pixel's patch copied out, as one row, and multiplied with the gradient takes half to a tenth of the time;
+of larger maps the copies are too large (`benchmarks/LOG.md`).
+
+Shapes: images_NCHW and gradient_NchW in channels_last memory order; a filter [out, in, height, width].
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+PIXELS = 64  # of the largest map, 8x8
+CHANNELS = 64  # at least, on both sides: `level1` with its 16 and 32 was 5% slower
+BYTES = 32 * 2**20  # of copies at a time
+AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))  # the one unit that was measured
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, and the same values; in training bf16 on such a processor with gradients by `ByPatches`."""
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        return by_patches(images_NCHW, self.weight, int(self.padding[0])) if self.suits(images_NCHW) else super().forward(images_NCHW)
+
+    def suits(self, images_NCHW: torch.Tensor) -> bool:
+        """Whether its gradient is had faster by patches: of stride one, neither grouped nor with a bias, and not for a compiler, which fuses what is around a convolution."""
+        if not AMX or images_NCHW.device.type != "cpu" or images_NCHW.shape[2:].numel() > PIXELS or torch.compiler.is_compiling():
+            return False
+        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        wide = min(self.in_channels, self.out_channels) >= CHANNELS
+        plain = self.bias is None and self.kernel_size != (1, 1) and self.groups == 1 and self.stride == self.dilation == (1, 1) and len(set(self.padding)) == 1
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        return wide and plain and learns and len(images_NCHW) > 0 and (half or images_NCHW.dtype == self.weight.dtype == torch.bfloat16)
+
+
+def by_patches(images_NCHW: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+    """The convolution in bf16."""
+    return ByPatches.apply(images_NCHW.to(torch.bfloat16), weight.to(torch.bfloat16), padding)
+
+
+class ByPatches(torch.autograd.Function):
+    """conv2d of stride one, whose gradient of the filters is a product of matrices."""
+
+    @staticmethod
+    def forward(ctx, images_NCHW: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+        ctx.save_for_backward(images_NCHW, weight)
+        ctx.padding = padding
+        return F.conv2d(images_NCHW, weight, padding=padding)
+
+    @staticmethod
+    def backward(ctx, gradient_NChw: torch.Tensor):
+        images, weight = ctx.saved_tensors
+        of_images = None
+        if ctx.needs_input_grad[0]:
+            settings = None, (1, 1), (ctx.padding,) * 2, (1, 1), False, (0, 0), 1, (True, False, False)
+            of_images = torch.ops.aten.convolution_backward(gradient_NChw, images, weight, *settings)[0]
+        return of_images, of_filters(images, gradient_NChw, weight.shape, ctx.padding), None
+
+
+def of_filters(images_NCHW: torch.Tensor, gradient_NChw: torch.Tensor, shape: torch.Size, padding: int) -> torch.Tensor:
+    """The gradient of filters of a shape [out, in, height, width], in the images' dtype."""
+    outputs, inputs, height, width = shape
+    row = gradient_NChw[0, 0].numel() * inputs * height * width * images_NCHW.itemsize
+    parts = zip(images_NCHW.split(max(1, BYTES // row)), gradient_NChw.split(max(1, BYTES // row)))
+    products = [some.permute(0, 2, 3, 1).reshape(-1, outputs).T @ patches(images, height, width, padding) for images, some in parts]
+    total = products[0] if len(products) == 1 else torch.stack(products).sum(0, dtype=torch.float32).to(images_NCHW.dtype)
+    return total.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+
+
+def patches(images_NCHW: torch.Tensor, height: int, width: int, padding: int) -> torch.Tensor:
+    """[N * h * w, height * width * C]: each output pixel's patch, in the order of a channels_last filter."""
+    padded = F.pad(images_NCHW.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
+    count, tall, long, channels = padded.shape
+    image, row, pixel, _ = padded.stride()
+    size = count, tall - height + 1, long - width + 1, height, width * channels
+    return padded.as_strided(size, (image, row, pixel, row, 1)).reshape(-1, height * width * channels)
