@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-if torch.cuda.is_available() and find_spec("triton"):
+if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) and find_spec("triton"):
     from train import muon_kernels as kernels
 else:
     kernels = None  # type: ignore[assignment]
