@@ -42,11 +42,16 @@ def by_patches(images_NCHW: torch.Tensor, weight: torch.Tensor, padding: int) ->
 class ByPatches(torch.autograd.Function):
     """conv2d of stride one, whose gradient of the filters is a product of matrices."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, images_NCHW: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
-        ctx.save_for_backward(images_NCHW, weight)
-        ctx.padding = padding
+    def forward(images_NCHW: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
         return F.conv2d(images_NCHW, weight, padding=padding)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        images, weight, ctx.padding = inputs
+        ctx.save_for_backward(images, weight)
 
     @staticmethod
     def backward(ctx, gradient_NChw: torch.Tensor):
@@ -71,7 +76,4 @@ def of_filters(images_NCHW: torch.Tensor, gradient_NChw: torch.Tensor, shape: to
 def patches(images_NCHW: torch.Tensor, height: int, width: int, padding: int) -> torch.Tensor:
     """[N * h * w, height * width * C]: each output pixel's patch, in the order of a channels_last filter."""
     padded = F.pad(images_NCHW.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
-    count, tall, long, channels = padded.shape
-    image, row, pixel, _ = padded.stride()
-    size = count, tall - height + 1, long - width + 1, height, width * channels
-    return padded.as_strided(size, (image, row, pixel, row, 1)).reshape(-1, height * width * channels)
+    return padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3).reshape(-1, height * width * images_NCHW.shape[1])

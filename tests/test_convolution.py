@@ -49,6 +49,18 @@ def test_values_are_torchs_and_gradients_near_float64s(size, outputs, kernel, ab
     assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.stride() == layer.weight.stride()
 
 
+def test_gradients_of_single_images_by_vmap(able):
+    layer, images = made((3, 4, 4, 4), 5, 3)
+    weight = layer.weight.detach().bfloat16()
+
+    def loss(weight: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return convolution.by_patches(image[None], weight, 1).float().square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, images)
+    for each, image in zip(found, images):
+        torch.testing.assert_close(each, torch.func.grad(loss)(weight, image), rtol=2e-2, atol=2e-2 * float(each.abs().max()))
+
+
 def test_large_batches_are_summed_in_parts(monkeypatch):
     torch.manual_seed(0)
     images, gradient = torch.randn(10, 3, 4, 4), torch.randn(10, 5, 4, 4)
