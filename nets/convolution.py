@@ -1,8 +1,8 @@
 """Convolutions of small maps in bf16 on a processor with AMX: the gradient of their filters as one product of matrices.
 
-oneDNN makes that gradient (torch 2.11, 256 images, two threads) at a tenth to a third of the rate of the same convolution's forward pass once a map is no larger
-than 8x8: its matrix unit wants long rows. Each pixel's patch copied out, as one row, and multiplied with the gradient takes half to a tenth of the time;
-of larger maps the copies are too large (`benchmarks/LOG.md`).
+oneDNN's own takes six to twelve times as long as the same convolution's forward pass where 128 channels meet on a map of 2x2 or 4x4 (torch 2.11, 256 images, two threads):
+its matrix unit wants long rows. Each pixel's patch copied out, as one row, and multiplied with the gradient takes a seventh of that time at 2x2, a quarter at 4x4
+and two thirds at 8x8; of larger maps the copies are too large (`benchmarks/LOG.md`).
 
 Shapes: images_NCHW and gradient_NchW in channels_last memory order; a filter [out, in, height, width].
 """

@@ -106,7 +106,9 @@ def test_several_nets_go_together(kernels, monkeypatch):
 
 def test_torch_finds_no_fault_with_the_operator():
     filters, gradients, momenta = ([torch.randn(size, device=DEVICE).contiguous(memory_format=torch.channels_last) for size in SIZES[:2]] for _ in range(3))
-    torch.library.opcheck(muon_kernels.move, (filters, gradients, momenta, torch.tensor(0.1, device=DEVICE), 0.6, True, 1e-7))
+    torch.library.opcheck(
+        muon_kernels.move, (filters, gradients, momenta, torch.tensor(0.1, device=DEVICE), 0.6, True, muon.STEPS, list(muon.COEFFICIENTS), muon.EPS)
+    )
 
 
 @pytest.mark.skipif(CUDA, reason="looks at a processor's program")

@@ -14,6 +14,7 @@ else:
     kernels = None  # type: ignore[assignment]
 
 EPS = 1e-7  # below which a norm is not divided by
+STEPS, COEFFICIENTS = 3, (3.4445, -4.7750, 2.0315)  # of Newton-Schulz: Muon's quintic
 
 
 class Muon(torch.optim.Optimizer):
@@ -61,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         by_row, buffers = group.get("norm") == "row", self._buffers(parameters)
         if fusible(parameters, buffers):
             rate = group["lr"] if torch.is_tensor(group["lr"]) else torch.full((), group["lr"], device=parameters[0].device)
-            return kernels.move(parameters, [p.grad for p in parameters], buffers, rate, group["momentum"], by_row, EPS)
+            return kernels.move(parameters, [p.grad for p in parameters], buffers, rate, group["momentum"], by_row, STEPS, list(COEFFICIENTS), EPS)
         momenta = self._momenta(parameters, group)
         members: dict[torch.Size, list[int]] = {}
         for i, p in enumerate(parameters):
@@ -89,10 +90,10 @@ def stacked(filters: list[torch.Tensor], some: list[int]) -> torch.Tensor:
     return torch.stack([filters[i].permute(0, 2, 3, 1).flatten(1) for i in some])
 
 
-def orthogonal(batches: list[torch.Tensor], steps: int = 3, eps: float = EPS) -> list[torch.Tensor]:
+def orthogonal(batches: list[torch.Tensor], steps: int = STEPS, eps: float = EPS) -> list[torch.Tensor]:
     """Each matrix of the batches [count, rows, columns] with its singular values moved to about one (0.7 to 1.2), by Newton-Schulz iterations.
 
-    The quintic and its coefficients are Muon's. On CUDA, where a launch costs more than the arithmetic, all are one batch, padded with zeros, which the
+    On CUDA, where a launch costs more than the arithmetic, all are one batch, padded with zeros, which the
     iteration keeps.
     """
     wide = [m if m.shape[1] <= m.shape[2] else m.mT for m in batches]
@@ -108,7 +109,7 @@ def orthogonal(batches: list[torch.Tensor], steps: int = 3, eps: float = EPS) ->
 
 def newton_schulz(X: torch.Tensor, steps: int, eps: float) -> torch.Tensor:
     """The iteration on [batch, rows, columns], rows <= columns; in bf16 on CUDA, as its authors do."""
-    dtype, (a, b, c) = X.dtype, (3.4445, -4.7750, 2.0315)
+    dtype, (a, b, c) = X.dtype, COEFFICIENTS
     X = X / (X.norm(dim=(1, 2), keepdim=True) + eps)
     X = X.bfloat16() if X.is_cuda else X
     for _ in range(steps):

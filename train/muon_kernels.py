@@ -19,7 +19,6 @@ TILE = tl.constexpr(64)  # of both sides of a product: the rows that Hopper's un
 VALUES, WARPS = 2048, 4  # that a program takes of a filter at a time
 STAGES = 4  # tiles of a product on their way to shared memory
 FILTERS = 64  # of a launch, whose addresses are its arguments
-STEPS, COEFFICIENTS = 3, (3.4445, -4.7750, 2.0315)  # of Muon's quintic, as in `muon.py`
 
 
 @triton.jit
@@ -183,9 +182,18 @@ class Stack(NamedTuple):
 
 @torch.library.custom_op("tenfold::muon", mutates_args=("filters", "momenta"))
 def move(
-    filters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor], rate: torch.Tensor, momentum: float, by_row: bool, eps: float
+    filters: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    momenta: list[torch.Tensor],
+    rate: torch.Tensor,
+    momentum: float,
+    by_row: bool,
+    steps: int,
+    coefficients: list[float],
+    eps: float,
 ) -> None:
-    """Move filters and momenta, float32, where they lie, in channels_last order. rate: a float32 scalar on their device. The products are in bf16 on a GPU."""
+    """Move filters and momenta, float32, where they lie, in channels_last order. rate: a float32 scalar on their device; steps, coefficients: of Newton-Schulz, the
+    first at least one. The products are in bf16 on a GPU."""
     kind = torch.bfloat16 if rate.is_cuda else torch.float32  # the interpreter cuts bfloat16 off, unrounded
     gradients = [g.contiguous(memory_format=torch.channels_last) for g in gradients]
     sizes = [(len(f), f[0].numel()) for f in filters]
@@ -207,8 +215,8 @@ def move(
         given = left, right, out if added is None else added, out, squares, known, alpha, beta, eps
         multiply_kernel[grid](*given, *shape.products, inner_long, out_long, added is not None, power, num_warps=WARPS, num_stages=STAGES)
 
-    a, b, c = COEFFICIENTS
-    for i in range(STEPS):
+    a, b, c = coefficients
+    for i in range(steps):
         multiply(X, X, None, A, 1.0, 0.0, True, False, 0 if i else 2)
         multiply(A, A, A, Q, c, b, False, False, 0)
         multiply(Q, X, X, Y, 1.0, a, False, True, 0 if i else 1)
@@ -220,5 +228,5 @@ def move(
 
 
 @move.register_fake
-def _(filters, gradients, momenta, rate, momentum, by_row, eps):
+def _(filters, gradients, momenta, rate, momentum, by_row, steps, coefficients, eps):
     return None
