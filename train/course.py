@@ -3,19 +3,22 @@
 Shapes: images [B,C,H,W] channels_last, `Targets` of B images.
 """
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
 
+T = TypeVar("T")  # what a course returns
 # Gives the images and targets of each step, and takes its loss and count of right predictions: whoever follows it decides how a step is computed.
-Course = Generator[tuple[torch.Tensor, Targets], tuple[torch.Tensor, torch.Tensor], None]
+Course = Generator[tuple[torch.Tensor, Targets], tuple[torch.Tensor, torch.Tensor], T]
 
 
-def follow(course: Course, step: Callable):
+def follow(course: Course[T], step: Callable) -> T:
     """Take a course to its end, and give what it returns: every step is `step(images, targets)`, which gives (loss, right).
 
     What a step raises comes up in the course, whose contexts may have something to save or to say.
@@ -39,6 +42,25 @@ class Diverged(InputError):
     def __init__(self, seed: int, epoch: int, step: int, loss: float):
         super().__init__(f"seed {seed} diverged: the loss of epoch {epoch}, step {step} is {loss}: try a lower --lr")
         self.epoch, self.step = epoch, step
+
+
+class Ended(NamedTuple):
+    """An epoch that the host is through with, and what the device has of it, maybe not yet."""
+
+    epoch: int  # from 0
+    losses: torch.Tensor  # float32[steps]
+    right: torch.Tensor | int  # predictions
+    seen: int  # images
+    rate: torch.Tensor | float  # the learning rate of its last step
+    mark: object  # its end, of `Stopwatch.mark`
+
+    def read(self, seed: int) -> tuple[list[float], int]:
+        """(loss of each step, right predictions); one host sync. Raises `Diverged`, which names the seed."""
+        losses = self.losses.tolist()
+        for step, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise Diverged(seed, self.epoch + 1, step + 1, loss)
+        return losses, int(self.right)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pipelines import Pipeline
 from pipelines.mixing import Targets, mix
 from train.average import Average
 from train.compiled import build_step, restore
-from train.course import Course, Diverged, Progress, follow
+from train.course import Course, Ended, Progress, follow
 from train.device import DTYPES, precision_of
 from train.evaluate import Outcome, evaluate, fitting
 from train.objective import cross_entropy, distillation
@@ -30,6 +30,8 @@ from train.rehearsal import rehearse
 from train.resting import Resting, at_rest, rest, resting
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
+
+AHEAD = 1.0  # seconds; the epochs of a GPU that begin within them are read together: a look at the losses, and the device waits a millisecond for its next step
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.outcome: Outcome | None = None
         self.progress, self.began = Progress(), time.perf_counter()
+        # a plateau's rate follows the losses; processes that share a training have not been tried so
+        self.ahead = AHEAD if self.device.type == "cuda" and self.ranks.alone and self.recipe.schedule != "plateau" else 0.0
         build_step(self, self.recipe)
 
     def restart(self, recipe: Recipe, net: nn.Module, train, test, watch: Stopwatch) -> "Training":
@@ -103,39 +107,56 @@ class Training:
         """Follow the `course` with this training's own steps."""
         follow(self.course(on_epoch, on_step), self.step)
 
-    def course(self, on_epoch: Callable[[dict, list[float]], None], on_step: Callable[[], None] = lambda: None) -> Course:
+    def course(self, on_epoch: Callable[[dict, list[float]], None], on_step: Callable[[], None] = lambda: None) -> Course[None]:
         """From where `progress` is to the last epoch. `on_epoch(metrics, losses)` gets each epoch's line and the loss
-        of every step; `on_step` is called after each step, when the training's state may be taken (`state.py`)."""
+        of every step, of several epochs at once where they are short (`stretch`); `on_step` is called after each step, when the training's
+        state may be taken (`state.py`), as it may in `on_epoch` where `progress` is just behind that epoch."""
         if (self.progress.epoch, self.progress.step) == (0, 0):
             with self.watch.lap("train"):
                 self.prepare()
-        for epoch in range(self.progress.epoch, self.recipe.epochs):
-            before = self.watch.seconds["train"]
-            self.watch.seconds["train"] += self.progress.seconds
+        while self.progress.epoch < self.recipe.epochs:
+            earlier = self.progress.seconds
+            self.watch.seconds["train"] += earlier
             with self.watch.lap("train"):
-                losses, right, seen = yield from self.steps(epoch, self.progress.step, on_step)
-            line = self._line(losses, right, seen, self.watch.seconds["train"] - before)
-            self.plateau.step(line["train_loss"])
-            self.history.append(line)
-            self.progress = Progress(epoch + 1)
-            on_epoch(line, losses)
+                before = self.watch.mark()
+                ended = yield from self.stretch(on_step)
+                read = [each.read(self.recipe.seed) for each in ended]
+            self.progress = Progress(ended[-1].epoch + 1)
+            for each, (losses, right) in zip(ended, read):
+                line = self._line(each, losses, right, earlier + self.watch.between(before, each.mark))
+                before, earlier = each.mark, 0.0
+                self.plateau.step(line["train_loss"])
+                self.history.append(line)
+                on_epoch(line, losses)
+            if len(ended) > 1:
+                on_step()
         if self.outcome is None:  # interrupted behind the last epoch
             self._test(last=True)
 
-    def _line(self, losses: list[float], right: int, seen: int, seconds: float) -> dict:
-        """The metrics of the epoch that `progress` is in, its test pass included."""
-        epoch = self.progress.epoch
-        tested = self._is_tested(epoch)
+    def stretch(self, on_step: Callable[[], None]) -> Course[list[Ended]]:
+        """The course of an epoch, or on a GPU of as many short ones as begin within `AHEAD` seconds: what they gave is read when the last is over, so that the
+        device never waits for the host between them. While an epoch waits to be read `on_step` is not called, and once when all are."""
+        ended: list[Ended] = []
+        began = time.perf_counter()
+        while True:
+            ended.append((yield from self.steps(self.progress.epoch, self.progress.step, on_step if not ended else lambda: None)))
+            if time.perf_counter() - began >= self.ahead or self._is_tested(ended[-1].epoch):
+                return ended
+            self.progress = Progress(ended[-1].epoch + 1)
+
+    def _line(self, ended: Ended, losses: list[float], right: int, seconds: float) -> dict:
+        """The metrics of an epoch, its test pass included."""
+        tested = self._is_tested(ended.epoch)
         if tested:
-            self._test(last=epoch + 1 == self.recipe.epochs)
+            self._test(last=ended.epoch + 1 == self.recipe.epochs)
         return {
-            "epoch": epoch + 1,
-            "lr": float(self.optimiser.param_groups[0]["lr"]),
+            "epoch": ended.epoch + 1,
+            "lr": float(ended.rate),
             "train_loss": sum(losses) / len(losses),
-            "train_accuracy": right / seen,
+            "train_accuracy": right / ended.seen,
             "test_loss": self.outcome.loss if tested and math.isfinite(self.outcome.loss) else None,  # JSON has no infinity
             "test_accuracy": self.outcome.accuracy if tested else None,
-            "images_per_second": round(seen / seconds, 1),
+            "images_per_second": round(ended.seen / seconds, 1),
             "seconds": round(seconds, 3),
         }
 
@@ -156,11 +177,12 @@ class Training:
             return fitting(self.finished, images, views)
 
     def epoch(self, epoch: int) -> tuple[list[float], int, int]:
-        """Train an epoch alone: what `steps` returns."""
-        return follow(self.steps(epoch), self.step)
+        """Train an epoch alone: (loss of each step, right predictions, images seen)."""
+        ended = follow(self.steps(epoch), self.step)
+        return *ended.read(self.recipe.seed), ended.seen
 
-    def steps(self, epoch: int, start: int = 0, on_step: Callable[[], None] = lambda: None) -> Course:
-        """The course of an epoch; returns (loss of each step, right predictions, images seen); one host sync, at the end.
+    def steps(self, epoch: int, start: int = 0, on_step: Callable[[], None] = lambda: None) -> Course[Ended]:
+        """The course of an epoch; returns what it gave, without a host sync.
 
         start  the step to go on from, with `progress` as it was then
         """
@@ -181,11 +203,8 @@ class Training:
                 at.step = step + 1
                 on_step()
                 bar.update(self.train.plan.size(step))
-        losses = torch.stack(at.losses).tolist()
-        for step, loss in enumerate(losses):
-            if loss != loss or loss in (float("inf"), float("-inf")):
-                raise Diverged(self.recipe.seed, epoch + 1, step + 1, loss)
-        return losses, int(at.right), at.seen
+        rate = self.optimiser.param_groups[0]["lr"]
+        return Ended(epoch, torch.stack(at.losses), at.right, at.seen, rate.clone() if torch.is_tensor(rate) else rate, self.watch.mark())
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, Targets]]:
         """The pipeline's batches from a step on, mixed where the recipe says so; a last one of which this process has no part is empty."""

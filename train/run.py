@@ -117,7 +117,8 @@ class Run:
             def on_epoch(line: dict, losses: list[float]) -> None:
                 steps.add([{"epoch": line["epoch"], "step": step + 1, "loss": loss} for step, loss in enumerate(losses)])
                 metrics.add([line])
-                saver.on_epoch(last=line["epoch"] == recipe.epochs)
+                if training.progress.epoch == line["epoch"]:  # the net may be some epochs further already
+                    saver.on_epoch(last=line["epoch"] == recipe.epochs)
                 show(line, losses)
                 self.say(epoch_line(line, recipe.epochs))
 

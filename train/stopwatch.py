@@ -1,4 +1,4 @@
-"""Seconds by what they were spent on. On CUDA a lap waits for the device, at its two ends only."""
+"""Seconds by what they were spent on. On CUDA a lap waits for the device, at its two ends only; a mark does not."""
 
 import time
 from contextlib import contextmanager
@@ -29,6 +29,18 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
+
+    def mark(self):
+        """A moment for `between`; on CUDA the one when the device is through with what it was given, without a wait."""
+        if self.device is None or self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def between(self, first, second) -> float:
+        """Seconds from one mark to another, both of the past."""
+        return second - first if isinstance(first, float) else first.elapsed_time(second) / 1000
 
     def report(self) -> dict[str, float]:
         """Seconds of every lap and in total, to the millisecond."""
