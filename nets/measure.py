@@ -134,7 +134,7 @@ def receptive_fields(net: nn.Module, channels: int = 3, limit: int = 512, last: 
 
     while clipped and size < limit:
         size *= 2
-        image = torch.ones(1, channels, size, size, dtype=torch.float64, requires_grad=True)
+        image = torch.full((1, channels, size, size), 1e-3, dtype=torch.float64, requires_grad=True)  # small: gates square it, one behind the other
         with watched(net, note):
             net(image)
         found = {name: support(maps[name], image) for name in (list(maps)[-1:] if last else maps)}

@@ -251,6 +251,10 @@ def test_receptive_field_by_hand():
     assert field(nn.Conv2d(3, 4, 151, stride=8, padding=75), pooled) == 151
 
 
+def test_receptive_field_of_many_gates():
+    assert nets.receptive_field(tiny.tiny(10, widths=(8,), blocks=(20,))) == 3 + 20 * 2
+
+
 def test_receptive_fields_of_the_ladder():
     assert [nets.receptive_field(nets.load(name)) for name in LADDER] == [76, 91, 91, 75]
 
