@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import write_json
 from pipelines.errors import InputError
+from pipelines.files import write_json
 from pipelines.store import Store
 from train.machine import hardware
 from train.recipe import Recipe
-from train.run import split
+from train.split import split
 
 NO_CUDA = "not run: no CUDA device"
 PATIENCE = 10  # seconds that a script has to end when it is asked to

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by i
 
 from benchmarks.contenders import CEILING, Contender, arguments, parse  # noqa: E402
 from benchmarks.marks import PARTS, Marks, mean_parts, plain_round, split_round  # noqa: E402
-from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
+from benchmarks.measure import Spread, facts, table  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
+from pipelines.files import write_json  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 

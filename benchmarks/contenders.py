@@ -14,9 +14,9 @@ import torch
 import pipelines
 from pipelines.errors import InputError, NotInstalled
 from pipelines.store import Store
+from train.assembly import assemble
 from train.loop import Training
 from train.recipe import Recipe
-from train.run import assemble
 from train.stopwatch import Stopwatch
 
 CEILING = "fixed batch"

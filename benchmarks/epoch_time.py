@@ -14,9 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
 from benchmarks.contenders import CEILING, Contender, arguments, parse  # noqa: E402
-from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
+from benchmarks.measure import Spread, facts, table  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
+from pipelines.files import write_json  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.evaluate import evaluate  # noqa: E402
 from train.recipe import Recipe  # noqa: E402

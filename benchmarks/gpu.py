@@ -84,8 +84,9 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
 
 def machine(data: str, device: str, file: str) -> None:
     """Find (download, convert) the data, and write what the machine is."""
-    from benchmarks.measure import facts, write_json
+    from benchmarks.measure import facts
     from pipelines.data import locate
+    from pipelines.files import write_json
 
     store, where = locate(data), torch.device(device)
     values = facts(store, where, {"data": data, "images": {split: store.count(split) for split in store.splits}})

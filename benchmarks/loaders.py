@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by i
 
 import pipelines  # noqa: E402
 from benchmarks import charts, peers, whole_epoch  # noqa: E402
-from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
+from benchmarks.measure import Spread, facts, table  # noqa: E402
 from benchmarks.peers import CUTOUT, TRANSLATE, Task  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
+from pipelines.files import write_json  # noqa: E402
 from pipelines.plan import Policy, balanced  # noqa: E402
 from pipelines.threads import threads_kept  # noqa: E402
 

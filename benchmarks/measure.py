@@ -1,18 +1,16 @@
-"""What all benchmarks share: a spread of values, the facts of a run, a table, a JSON file."""
+"""What all benchmarks share: a spread of values, the facts of a run, a table."""
 
-import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from pipelines.files import replacing
 from pipelines.store import Store
 from train.machine import commit, hardware, versions
-from train.run import dataset_name
+from train.summary import dataset_name
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,3 @@ def table(header: list[str], rows: list[list]) -> str:
     lines = ["| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |" for row in cells]
     rule = "| " + " | ".join("-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
     return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def write_json(path: str | Path, values: dict) -> None:
-    """Write values whole or not at all; a `Spread` becomes a dict."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, default=asdict) + "\n", encoding="utf-8")

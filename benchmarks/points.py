@@ -3,14 +3,16 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.measure import facts, write_json
+from benchmarks.measure import facts
 from pipelines import data
+from pipelines.files import write_json
 from train import result
 from train.device import device_of
 from train.interval import Interval
 from train.jobs import gathered, seeds, train_jobs
 from train.recipe import Recipe
-from train.run import Kept, make_folder, tested_on
+from train.run import Kept, make_folder
+from train.summary import tested_on
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
 from benchmarks.findings import chart, found  # noqa: E402
-from benchmarks.measure import facts, field_seconds, write_json  # noqa: E402
+from benchmarks.measure import facts, field_seconds  # noqa: E402
 from benchmarks.surface import Choice, Range, draws  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
-from pipelines.files import replacing  # noqa: E402
+from pipelines.files import replacing, write_json  # noqa: E402
 from pipelines.store import Store  # noqa: E402
+from train.assembly import known  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.figures import plt  # noqa: E402
 from train.flags import named, parse  # noqa: E402
 from train.jobs import train_jobs  # noqa: E402
 from train.recipe import Recipe, flag  # noqa: E402
-from train.run import Kept, dataset_name, known, make_folder, tested_on  # noqa: E402
+from train.run import Kept, make_folder  # noqa: E402
+from train.summary import dataset_name, tested_on  # noqa: E402
 from train.sweep import SHAPES, typed  # noqa: E402
 
 ALL = ("search.md", "search.json", "search.png")

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.measure import table, write_json
+from benchmarks.measure import table
 from pipelines.errors import InputError
-from pipelines.files import replacing
+from pipelines.files import replacing, write_json
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = Path(__file__).parent / "stand_ins"

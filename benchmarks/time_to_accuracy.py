@@ -32,11 +32,13 @@ import torch  # noqa: E402
 
 import nets  # noqa: E402
 from benchmarks.adapter import peer  # noqa: E402
-from benchmarks.measure import facts, field_seconds, table, write_json  # noqa: E402
+from benchmarks.measure import facts, field_seconds, table  # noqa: E402
 from benchmarks.standings import chart, figures, header, lines, remarks  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
+from pipelines.files import write_json  # noqa: E402
 from pipelines.store import Store  # noqa: E402
+from train.assembly import known  # noqa: E402
 from train.device import DTYPES, device_of, precision_of  # noqa: E402
 from train.flags import named, parse  # noqa: E402
 from train.jobs import attempt, earlier  # noqa: E402
@@ -44,8 +46,9 @@ from train.machine import hardware  # noqa: E402
 from train.progressive import side  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 from train.resting import rest, resting  # noqa: E402
-from train.run import Kept, dataset_name, known, make_folder, tested_on  # noqa: E402
+from train.run import Kept, make_folder  # noqa: E402
 from train.split import split  # noqa: E402
+from train.summary import dataset_name, tested_on  # noqa: E402
 
 
 def since_start() -> float:

@@ -18,15 +18,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by i
 
 import torch  # noqa: E402
 
-from benchmarks.measure import Spread, facts, table, write_json  # noqa: E402
+from benchmarks.measure import Spread, facts, table  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
+from pipelines.files import write_json  # noqa: E402
 from pipelines.store import Store  # noqa: E402
+from train.assembly import assemble  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.flags import named, parse  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
-from train.run import assemble, dataset_name  # noqa: E402
 from train.stopwatch import Stopwatch  # noqa: E402
+from train.summary import dataset_name  # noqa: E402
 from train.together import Together  # noqa: E402
 
 HEADER = ["together", "set-up s", "ms a step of all", "images/s, all", "trainings an hour", "of one at a time"]

@@ -2,9 +2,11 @@
 
 import fcntl
 import glob
+import json
 import os
 import secrets
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.errors import InputError
@@ -52,3 +54,9 @@ def sweep(path: Path) -> None:
         with suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its writer lives
             left.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, values: dict) -> None:
+    """Write values whole or not at all; a dataclass becomes a dict. Raises `InputError` as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, default=asdict) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import nets
 from train import usage
 from train.flags import parse
 from train.recipe import Recipe, flag
@@ -71,3 +72,13 @@ def test_help_lists_every_setting_once_and_fits(monkeypatch, capsys):
     assert sorted(listed) == sorted(flag(setting.name) for setting in fields(Recipe)) and max(map(len, said.splitlines())) <= 100
     assert {name for names in usage.GROUPS.values() for name in names.split()} <= {setting.name for setting in fields(Recipe)}
     assert all(f"\n{title}:" in said for title in (*usage.GROUPS, "recipes", "commands", "examples")) and "lr-find" in said
+
+
+def test_the_house_names_every_module():
+    """In the README's map of the project; a net's own file is named by `python -m nets`."""
+    map_of_it = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## The house")[1]
+    named = set(re.findall(r"\w+\.py", map_of_it))
+    files = {file.name for folder in ("pipelines", "nets", "train") for file in (REPOSITORY / folder).glob("*.py")}
+    missing = {name for name in files - named if not name.startswith("_") and name.removesuffix(".py") not in nets.names()}
+    assert not missing
+    assert named <= files | {file.name for file in REPOSITORY.glob("tests/*.py")}  # and none that is gone

@@ -14,7 +14,7 @@ import pipelines
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
 from pipelines.plan import PLAIN
-from train import run
+from train import summary
 from train.average import Average
 from train.checkpoint import load
 from train.evaluate import evaluate, fitting, seen
@@ -126,16 +126,18 @@ def test_schedules_end_at_their_floor():
 
 
 def test_the_mean_of_the_weights_is_what_is_saved_and_tested(store, tmp_path):
-    summary = train(Recipe(**SMALL, ema=0.5, views=2, data=str(store.path), out=str(tmp_path / "a")), "", quiet)
+    made = train(Recipe(**SMALL, ema=0.5, views=2, data=str(store.path), out=str(tmp_path / "a")), "", quiet)
     state, saved = load(tmp_path / "a" / "checkpoint.pt"), model(tmp_path / "a")
     assert all(torch.equal(value, state["average"]["net"][name]) for name, value in saved.net.state_dict().items())
     assert not torch.equal(state["net"]["stem.0.0.weight"], state["average"]["net"]["stem.0.0.weight"])
-    assert summary["tested_on"] == "test, the mean of 2 views"
-    assert run.tested_on(Recipe(views=6, views_share=0.25, held_out=5000)) == "5,000 images held out of train, the mean of 6 views of the least confident 25%"
+    assert made["tested_on"] == "test, the mean of 2 views"
+    assert (
+        summary.tested_on(Recipe(views=6, views_share=0.25, held_out=5000)) == "5,000 images held out of train, the mean of 6 views of the least confident 25%"
+    )
     images = saved.inputs(np.asarray(store.images("test")))
     with torch.no_grad():
         right = seen(saved.net, images, 2).argmax(1).numpy() == store.labels("test")
-    assert summary["test_accuracy"] == pytest.approx(right.mean())
+    assert made["test_accuracy"] == pytest.approx(right.mean())
 
 
 def test_a_teacher_is_learnt_from(store, tmp_path):

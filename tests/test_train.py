@@ -23,9 +23,9 @@ from train.evaluate import Outcome
 from train.flags import named, parse, words
 from train.optim import Plateau, optimiser
 from train.recipe import Recipe
-from train.run import asked
 from train.runs import train
 from train.schedule import schedule
+from train.summary import asked
 
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu")
 KEYS = "schema command commit hardware versions data net parameters macs pipeline recipe seed epochs train_accuracy test_accuracy images_per_second seconds"
@@ -301,8 +301,9 @@ def test_confusion_counts_true_by_row():
 
 def test_held_out_images_are_left_out_of_training(store, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("train.run.Training", lambda recipe, net, loader, test, *_, **__: seen.update(train=loader.plan.ids, test=test.plan.ids))
-    from train.run import assemble, tested_images
+    monkeypatch.setattr("train.assembly.Training", lambda recipe, net, loader, test, *_, **__: seen.update(train=loader.plan.ids, test=test.plan.ids))
+    from train.assembly import assemble
+    from train.split import tested_images
 
     recipe = Recipe(**SMALL, held_out=10, limit=20)
     assemble(recipe, store, torch.device("cpu"), None)

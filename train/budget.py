@@ -14,12 +14,14 @@ from math import ceil
 from pathlib import Path
 
 from pipelines.errors import InputError
+from pipelines.files import write_json
+from train.assembly import assemble
 from train.failures import explained
 from train.loop import Training, set_rate
 from train.progressive import resize, side, sides
 from train.recipe import Recipe
 from train.recorded import Batch
-from train.run import Kept, assemble, make_folder, write_json
+from train.run import Kept, make_folder
 from train.stopwatch import Stopwatch
 
 RESERVE = 0.05  # of the minutes, for what the timed steps did not meet

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.errors import InputError, reason
+from pipelines.files import write_json
 from train.course import Diverged
 from train.failures import explained
 from train.interval import Interval
 from train.recipe import Recipe
-from train.run import Kept, Run, train_once, write_json
+from train.run import Kept, Run, train_once
 from train.state import read, recipe_of
 from train.together import Together
 

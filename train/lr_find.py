@@ -16,11 +16,12 @@ import numpy as np
 
 from pipelines import data
 from pipelines.errors import InputError
+from train.assembly import assemble
 from train.command import parser_of
 from train.device import device_of
 from train.flags import named, parse
 from train.recipe import flag
-from train.run import assemble, make_folder
+from train.run import make_folder
 from train.stopwatch import Stopwatch
 
 FALLING = ("linear", "cosine")  # schedules that leave the largest rate at once

@@ -2,44 +2,32 @@
 
 import gc
 import json
-import shlex
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
-import nets
-import pipelines
-from pipelines import data, stage
-from pipelines.errors import InputError, reason
-from pipelines.files import replacing
-from pipelines.plan import PLAIN
+from pipelines import data
+from pipelines.errors import InputError
+from pipelines.files import write_json
 from pipelines.store import Store
-from train import checkpoint, events, report, result
+from train import checkpoint, events, report
+from train.assembly import assemble, verified
 from train.course import Course, follow
-from train.device import DTYPES, precision_of
 from train.failures import explained
-from train.flags import named, words
 from train.loop import Training
-from train.machine import commit, hardware, versions
-from train.progressive import side
+from train.machine import commit
 from train.ranks import Ranks
 from train.recipe import Recipe
 from train.saving import Lines, Saver
-from train.split import split, tested_images
+from train.split import tested_images
 from train.state import go_on
 from train.stopwatch import Stopwatch
-from train.synced import synced
+from train.summary import epoch_line, headline, summarise
 from train.together import Together
 
-SCHEMA = 1
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG q75)", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet"}
 FEW = 200  # steps of a training from which little can be expected
-TEST_BATCH = {"cpu": 1000, "cuda": 2500}  # images; no gradient is kept, so it may be larger than a training batch; a GPU wants few launches, and has the memory
 
 
 @dataclass
@@ -156,142 +144,6 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     return run.finish()
 
 
-def known(recipe: Recipe) -> None:
-    """Raise `InputError` where there is no net or pipeline of the recipe's name, or the pipeline is not installed."""
-    pipelines.load(recipe.pipeline)
-    if recipe.net not in nets.names():
-        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
-
-
-def verified(store: Store) -> Store:
-    """The store, every byte of it checked."""
-    store.verify()
-    return store
-
-
-def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None, ranks: Ranks = Ranks()) -> Training:
-    """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline.
-
-    earlier  a training of another seed, whose recipe has the same `program`: its step is then used again
-    ranks    the processes that share the training, of which this one does its part
-    """
-    if recipe.compiled and not ranks.alone:
-        raise InputError("--compiled: several processes share a training eagerly only: add --no-compiled, or deal out whole trainings with --runs")
-    if recipe.minutes:
-        raise InputError("--minutes: only python -m train fits epochs to a time: give --epochs")
-    dtype = DTYPES[precision_of(recipe, device)]
-    held, ids = split(recipe, store.labels("train"))
-    common = dict(device=device, dtype=dtype, seed=recipe.seed, share=ranks.share)
-    loader = pipelines.open(recipe.pipeline, store, "train", batch_size=recipe.batch_size, policy=recipe.policy(), ids=ids, **common)
-    loader = stage.stage(loader, recipe.extra(store.mean), store)
-    tested = {"split": "test"} if held is None else {"split": "train", "ids": held}
-    test = pipelines.open(recipe.pipeline, store, batch_size=ranks.whole(TEST_BATCH[device.type]), policy=PLAIN, **tested, **common)
-    torch.manual_seed(recipe.seed)
-    options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
-    net = nets.load(recipe.net, len(store.classes), **options)
-    check_fit(net, recipe, store)
-    net = synced(net, ranks)
-    if earlier is not None:
-        return earlier.restart(recipe, net, loader, test, watch)
-    return Training(recipe, net, loader, test, device, watch, teacher(recipe, store), ranks=ranks)
-
-
-def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
-    """Raise `InputError` unless the net takes the store's images, at their size and at the smallest that training shows, and knows its classes."""
-    first = side(0, recipe.epochs, recipe.first_side, store.height, recipe.grown)
-    for height in {first, store.height}:
-        width = round(store.width * height / store.height)
-        try:
-            with explained(recipe, torch.device("cpu")):  # memory that runs out is no matter of size
-                given = nets.output_shape(net, (store.channels, height, width))
-        except InputError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            remedy = "choose another net, or larger images with --size or --first-side"
-            raise InputError(f"net {recipe.net} cannot take images of {width}x{height} pixels, {store.channels} channels ({reason(error)}): {remedy}") from None
-        if given != (len(store.classes),):
-            raise InputError(f"net {recipe.net} gives {given} for an image, not a logit for each of {len(store.classes)} classes: mend its build(num_classes)")
-
-
-def teacher(recipe: Recipe, store: Store) -> nn.Module | None:
-    """The net of the run folder that `recipe.teacher` names. Raises `InputError` where it knows other classes or takes other images."""
-    if not recipe.teacher:
-        return None
-    model = result.model(recipe.teacher)
-    if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
-        raise InputError(f"--teacher {recipe.teacher}: trained on other classes or images than {store.path}: train one on these")
-    return model.net
-
-
-def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> dict:
-    """The run as plain values: what `summary.json` holds, but for the seconds."""
-    last = training.history[-1]
-    shape = (store.channels, store.height, store.width)
-    return {
-        "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", "train", *asked(name, recipe)]),
-        "hardware": {**hardware(training.device), "processes": training.ranks.count},
-        "versions": versions(),
-        "data": {"name": dataset_name(store), "encoding": store.encoding, "sha256": store.sha256},
-        "net": recipe.net,
-        "parameters": nets.parameters(training.net),
-        "macs": nets.macs(training.net, shape),
-        "pipeline": recipe.pipeline,
-        "precision": training.precision,
-        "recipe": {"name": name, **asdict(recipe)},
-        "seed": recipe.seed,
-        "epochs": recipe.epochs,
-        "train_accuracy": last["train_accuracy"],
-        "test_accuracy": last["test_accuracy"],
-        "tested_on": tested_on(recipe),
-        "taught": bool(recipe.teacher),
-        "images_per_second": round(float(np.median([line["images_per_second"] for line in training.history])), 1),
-    }
-
-
-def asked(name: str, recipe: Recipe) -> list[str]:
-    """The words of the command line; where that goes on with a run, fits epochs to a time, or is another program's, those that train it again from the start."""
-    program, given = Path(sys.argv[0]), sys.argv[1:]
-    found = any(word.split("=")[0] in ("--resume", "--minutes") for word in given)
-    if "train" in (program.name, program.parent.name) and not found:
-        return given
-    made = named()
-    return words(name, recipe, made) if name in made else min((words(other, recipe, made) for other in made), key=len)
-
-
-def tested_on(recipe: Recipe) -> str:
-    """What the test accuracy is of: images, and their views where there are several. Figures that differ in it are not compared."""
-    images = f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test"
-    if recipe.views == 1:
-        return images
-    some = "" if recipe.views_share == 1 else f" of the least confident {recipe.views_share:.0%}"
-    return f"{images}, the mean of {recipe.views} views{some}"
-
-
-def dataset_name(store: Store) -> str:
-    """What to write beside an accuracy."""
-    return NAMES.get(store.source, store.source)
-
-
-def headline(recipe: Recipe, training: Training, store: Store, device: torch.device) -> str:
-    """What is about to happen, in one line."""
-    count = nets.parameters(training.net)
-    images = len(training.train.plan.ids)
-    return (
-        f"{recipe.net}: {count:,} parameters, {images:,} images of {dataset_name(store)} through {recipe.pipeline}, "
-        f"{recipe.epochs} epochs of batch {recipe.batch_size}, {training.precision} on {hardware(device)['device']}"
-    )
-
-
-def epoch_line(line: dict, epochs: int) -> str:
-    """One epoch for a person to read."""
-    tested = "" if line["test_accuracy"] is None else f"test {line['test_accuracy']:6.2%}  "
-    return (
-        f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}  train {line['train_accuracy']:6.2%}  loss {line['train_loss']:.4f}  "
-        f"{tested}{line['images_per_second']:>9,.0f} images/s  {line['seconds']:7.1f} s"
-    )
-
-
 def folder(recipe: Recipe) -> Path:
     """Where the run is written."""
     return Path(recipe.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{recipe.net}-{recipe.pipeline}")
@@ -306,9 +158,3 @@ def make_folder(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}): name another folder with --out") from None
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Write JSON whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

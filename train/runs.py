@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from pipelines.files import write_json
 from train import budget, ranks, sweep
+from train.assembly import known
 from train.device import device_of
 from train.jobs import gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe
-from train.run import Kept, folder, known, train_once, write_json
+from train.run import Kept, folder, train_once
 
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:

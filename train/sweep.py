@@ -11,9 +11,10 @@ import torch
 
 from nets.__main__ import table
 from pipelines.errors import InputError
+from pipelines.files import write_json
 from train.jobs import gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe, flag
-from train.run import Kept, write_json
+from train.run import Kept
 
 FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device")  # not settings of one training, or the same for all
 SHAPES = (

@@ -1,0 +1,90 @@
+"""A recipe and a store become a training: net, pipelines, optimiser."""
+
+import torch
+from torch import nn
+
+import nets
+import pipelines
+from pipelines import stage
+from pipelines.errors import InputError, reason
+from pipelines.plan import PLAIN
+from pipelines.store import Store
+from train import result
+from train.device import DTYPES, precision_of
+from train.failures import explained
+from train.loop import Training
+from train.progressive import side
+from train.ranks import Ranks
+from train.recipe import Recipe
+from train.split import split
+from train.stopwatch import Stopwatch
+from train.synced import synced
+
+TEST_BATCH = {"cpu": 1000, "cuda": 2500}  # images; no gradient is kept, so it may be larger than a training batch; a GPU wants few launches, and has the memory
+
+
+def known(recipe: Recipe) -> None:
+    """Raise `InputError` where there is no net or pipeline of the recipe's name, or the pipeline is not installed."""
+    pipelines.load(recipe.pipeline)
+    if recipe.net not in nets.names():
+        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
+
+
+def verified(store: Store) -> Store:
+    """The store, every byte of it checked."""
+    store.verify()
+    return store
+
+
+def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None, ranks: Ranks = Ranks()) -> Training:
+    """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline.
+
+    earlier  a training of another seed, whose recipe has the same `program`: its step is then used again
+    ranks    the processes that share the training, of which this one does its part
+    """
+    if recipe.compiled and not ranks.alone:
+        raise InputError("--compiled: several processes share a training eagerly only: add --no-compiled, or deal out whole trainings with --runs")
+    if recipe.minutes:
+        raise InputError("--minutes: only python -m train fits epochs to a time: give --epochs")
+    dtype = DTYPES[precision_of(recipe, device)]
+    held, ids = split(recipe, store.labels("train"))
+    common = dict(device=device, dtype=dtype, seed=recipe.seed, share=ranks.share)
+    loader = pipelines.open(recipe.pipeline, store, "train", batch_size=recipe.batch_size, policy=recipe.policy(), ids=ids, **common)
+    loader = stage.stage(loader, recipe.extra(store.mean), store)
+    tested = {"split": "test"} if held is None else {"split": "train", "ids": held}
+    test = pipelines.open(recipe.pipeline, store, batch_size=ranks.whole(TEST_BATCH[device.type]), policy=PLAIN, **tested, **common)
+    torch.manual_seed(recipe.seed)
+    options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
+    net = nets.load(recipe.net, len(store.classes), **options)
+    check_fit(net, recipe, store)
+    net = synced(net, ranks)
+    if earlier is not None:
+        return earlier.restart(recipe, net, loader, test, watch)
+    return Training(recipe, net, loader, test, device, watch, teacher(recipe, store), ranks=ranks)
+
+
+def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
+    """Raise `InputError` unless the net takes the store's images, at their size and at the smallest that training shows, and knows its classes."""
+    first = side(0, recipe.epochs, recipe.first_side, store.height, recipe.grown)
+    for height in {first, store.height}:
+        width = round(store.width * height / store.height)
+        try:
+            with explained(recipe, torch.device("cpu")):  # memory that runs out is no matter of size
+                given = nets.output_shape(net, (store.channels, height, width))
+        except InputError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            remedy = "choose another net, or larger images with --size or --first-side"
+            raise InputError(f"net {recipe.net} cannot take images of {width}x{height} pixels, {store.channels} channels ({reason(error)}): {remedy}") from None
+        if given != (len(store.classes),):
+            raise InputError(f"net {recipe.net} gives {given} for an image, not a logit for each of {len(store.classes)} classes: mend its build(num_classes)")
+
+
+def teacher(recipe: Recipe, store: Store) -> nn.Module | None:
+    """The net of the run folder that `recipe.teacher` names. Raises `InputError` where it knows other classes or takes other images."""
+    if not recipe.teacher:
+        return None
+    model = result.model(recipe.teacher)
+    if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
+        raise InputError(f"--teacher {recipe.teacher}: trained on other classes or images than {store.path}: train one on these")
+    return model.net
