@@ -12,6 +12,7 @@ class Entry:
     result               what must be there in the end, and is removed before a new try; "" for nothing
     programs             flags of a short run that compiles all that the full one will; "" for none
     charts               the same, where there is matplotlib
+    reads                flag → the file or folder there that another entry, `after`, has left
     """
 
     name: str
@@ -25,6 +26,8 @@ class Entry:
     least: float = 60.0
     charts: dict[str, str] = field(default_factory=dict)
     programs: str = ""
+    reads: dict[str, str] = field(default_factory=dict)
+    after: str = "machine"
 
 
 TINY = "--limit 128 --batch-size 16"
@@ -138,6 +141,18 @@ ENTRIES = (
         writes={"--out": "few"},
         result="few/pareto.md",
         most=500,
+    ),
+    Entry(
+        "taught",
+        "How accurate are tiny nets that also learn what the default's net predicts? Not to be mixed with the untaught.",
+        "benchmarks.pareto",
+        full=f"tiny --nets tiny25k tiny50k --teacher-share 0.5 {LONG}",
+        quick=f"tiny --nets tiny10k --epochs 1 --no-report {TINY}",
+        writes={"--out": "taught"},
+        result="taught/pareto.md",
+        most=400,
+        reads={"--teacher": "training"},
+        after="training",
     ),
     Entry(
         "anchor",

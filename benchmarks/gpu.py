@@ -67,7 +67,8 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
     def benchmark(entry: Entry, programs: bool = False) -> Step:
         files = entry.writes if programs else entry.writes | (entry.charts if drawn else {})
         place = folder / "programs" if programs else folder
-        written = (word for flag, name in files.items() for word in (flag, str(place / name)))
+        paths = {flag: place / name for flag, name in files.items()} | {flag: folder / name for flag, name in entry.reads.items()}
+        written = (word for flag, path in paths.items() for word in (flag, str(path)))
         flags = entry.quick if quick else entry.programs if programs else entry.full
         command = (PYTHON, "-m", entry.module, *flags.split(), "--data", data, "--device", device, *written)
         most = entry.most
@@ -76,7 +77,7 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
             most += PEER_SECONDS * len(peers)
         if programs:
             return Step(f"programs-{entry.name}", command, f"Programs for {entry.name}; its figures mean nothing.", most=most, after="machine", beside=True)
-        return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after="machine")
+        return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after=entry.after)
 
     tested = [tests] if "tests" in (only or names) else []
     return [first, *tested, *(benchmark(entry, True) for entry in wanted if entry.programs), *map(benchmark, wanted)]

@@ -147,7 +147,7 @@ def test_a_teacher_is_learnt_from(store, tmp_path):
     common = dict(SMALL, epochs=30, lr=0.05, momentum=0.9, teacher=str(tmp_path / "teacher"), teacher_share=1.0, flip="none", translate=0, data=str(store.path))
     said = []
     summary = train(Recipe(**common, seed=3, out=str(tmp_path / "student")), "", said.append)
-    assert summary["taught"] is True and "(taught)" in said[-1]
+    assert summary["taught"] is True and summary["tested_on"] == "test, taught by another net" and "(test, taught by another net)" in said[-1]
     teacher, student = model(tmp_path / "teacher"), model(tmp_path / "student")
     images = np.asarray(store.images("train"))
     apart = distillation(student.logits(images), teacher.logits(images), 1.0)

@@ -83,9 +83,9 @@ def tested(runs: list[Run]) -> str:
 
 
 def warning(runs: list[Run]) -> str:
-    """A line where the accuracies are not of the same images, else ""."""
-    images = {(run.summary["data"]["name"], str(run.summary["data"].get("sha256", {}).get("test.images")), run.summary.get("tested_on")) for run in runs}
-    return "note: these runs were not tested on the same images: their accuracies cannot be compared" if len(images) > 1 else ""
+    """A line where the accuracies are not of one kind, else ""."""
+    kinds = {(run.summary["data"]["name"], str(run.summary["data"].get("sha256", {}).get("test.images")), run.summary.get("tested_on")) for run in runs}
+    return "note: these accuracies are not of one kind (images, views, teaching): compare them with care" if len(kinds) > 1 else ""
 
 
 def lost(run: Run) -> str:

@@ -129,9 +129,8 @@ class Run:
             report.remove(out)
         summary["seconds"] = self.watch.report()
         write_json(out / "summary.json", summary)
-        notes = [summary["tested_on"]] * (summary["tested_on"] != "test") + ["taught"] * summary["taught"]
-        held = f" ({', '.join(notes)})" if notes else ""
-        self.say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{held} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
+        kind = f" ({summary['tested_on']})" if summary["tested_on"] != "test" else ""
+        self.say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{kind} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
         return summary
 
 

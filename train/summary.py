@@ -56,12 +56,10 @@ def asked(name: str, recipe: Recipe) -> list[str]:
 
 
 def tested_on(recipe: Recipe) -> str:
-    """What the test accuracy is of: images, and their views where there are several. Figures that differ in it are not compared."""
+    """What the test accuracy is of: images, their views where there are several, and a net that was taught by another. Figures that differ in it are not compared."""
     images = f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test"
-    if recipe.views == 1:
-        return images
     some = "" if recipe.views_share == 1 else f" of the least confident {recipe.views_share:.0%}"
-    return f"{images}, the mean of {recipe.views} views{some}"
+    return images + (f", the mean of {recipe.views} views{some}" if recipe.views > 1 else "") + (", taught by another net" if recipe.teacher else "")
 
 
 def dataset_name(store: Store) -> str:
