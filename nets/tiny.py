@@ -5,9 +5,11 @@
 A stage is blocks of one width: depthwise 3x3, layer norm over channels, 1x1 to twice the channels, gate, 1x1 back, beside a shortcut, times a learned
 scale for each channel that starts small. `down` is a 4x4 convolution of stride 2 in as many groups as the widths allow, and a norm:
 the even kernel covers the halved grid evenly, and groups make it cheap. `tiny10k.py` to `tiny300k.py` name the members.
+Most of a block's parameters are its 1x1 filters; it may use them more than once, each time with a depthwise filter, a norm and a scale of their own.
 
 From: depthwise and pointwise convolutions (Chollet 2017, arXiv:1610.02357), gated linear units with SiLU (Shazeer 2020,
-arXiv:2002.05202), scaled residuals (Touvron et al. 2021, arXiv:2103.17239), and the anchor (`tiniest.py`).
+arXiv:2002.05202), scaled residuals (Touvron et al. 2021, arXiv:2103.17239), filters used again (ThriftyNet, Coiffier et al. 2020, arXiv:2007.10106), and
+the anchor (`tiniest.py`).
 """
 
 from collections import OrderedDict
@@ -27,26 +29,41 @@ else:
     gated = None  # type: ignore[assignment]
 
 
-class Block(nn.Module):
-    """x + scale * narrow(silu(gate) * value); 3 * channels**2 + 12 * channels parameters. Keeps the shape. On CUDA by the kernels of `gated.py`."""
+class Look(nn.Module):
+    """What each use of a block's 1x1 filters has of its own: a depthwise 3x3, a norm and a scale, 12 * channels parameters."""
 
-    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1):
+    def __init__(self, channels: int, norm: str, scale: float):
         super().__init__()
         self.look = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         # of a pixel's channels, not of the batch: a product of two channels has outliers, by which a batch's statistics would shrink all other images
-        self.norm, self.dropout = norm_of("channel" if norm == "batch" else norm, channels), nn.Dropout2d(dropout)
-        self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm = norm_of("channel" if norm == "batch" else norm, channels)
         self.scale = nn.Parameter(torch.full((channels, 1, 1), scale))
 
+
+class Block(Look):
+    """x + scale * narrow(silu(gate) * value), `times` times with the same 1x1 filters, each with a look of its own; 3 * channels**2 + 12 * times * channels
+    parameters. Keeps the shape. On CUDA by the kernels of `gated.py`."""
+
+    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1):
+        super().__init__(channels, norm, scale)
+        self.dropout = nn.Dropout2d(dropout)
+        self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
+        self.more = nn.ModuleList(Look(channels, norm, scale) for _ in range(times - 1))
+
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        if self.fusible(images_NCHW):
-            return self.fused(images_NCHW)
+        use = self.fused if self.fusible(images_NCHW) else self.plain
+        for own in (self, *self.more):
+            images_NCHW = use(images_NCHW, own)
+        return images_NCHW
+
+    def plain(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
+        """One use, with the `Look` that it has of its own."""
         # 1x1 convolutions as products of matrices, as pixels lie in memory: of several nets at once that is a batched product, not grouped convolutions
-        looked_NHWC = self.norm(self.look(images_NCHW)).permute(0, 2, 3, 1)
+        looked_NHWC = own.norm(own.look(images_NCHW)).permute(0, 2, 3, 1)
         gate, value = F.linear(looked_NHWC, self.widen.weight.flatten(1)).chunk(2, -1)
         # the scale in the filter, not on the image: one pass less over memory, and under autocast a sum in half precision
         # a copy of the gate: a slice's few channels a pixel leave SiLU's vectors half empty on a processor; a compiler has no copy of it
-        narrowed_NHWC = F.linear(F.silu(gate.contiguous()) * value, self.narrow.weight.flatten(1) * self.scale.flatten(1))
+        narrowed_NHWC = F.linear(F.silu(gate.contiguous()) * value, self.narrow.weight.flatten(1) * own.scale.flatten(1))
         return images_NCHW + self.dropout(narrowed_NHWC.permute(0, 3, 1, 2))
 
     def fusible(self, images_NCHW: torch.Tensor) -> bool:
@@ -56,13 +73,12 @@ class Block(nn.Module):
             return False
         return type(self.norm) is ChannelNorm and not (self.training and self.dropout.p) and images_NCHW.shape[1] <= gated.MOST
 
-    def fused(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+    def fused(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
         """The same by one operator."""
-        norm: Any = self.norm
         # as they lie in memory: so do their gradients, then, and an optimiser's operations on lists are one launch
         widen, narrow = (filters.weight.permute(0, 2, 3, 1).flatten(1) for filters in (self.widen, self.narrow))
-        parameters = self.look.weight.flatten(1), norm.weight, norm.bias, widen, narrow, self.scale.flatten()
-        return gated.gated_block(images_NCHW, *(p[None] for p in parameters), norm.eps)[0]
+        parameters = own.look.weight.flatten(1), own.norm.weight, own.norm.bias, widen, narrow, own.scale.flatten()
+        return gated.gated_block(images_NCHW, *(p[None] for p in parameters), own.norm.eps)[0]
 
 
 class Grouped(nn.Conv2d):
@@ -90,12 +106,12 @@ def down(inputs: int, outputs: int, norm: str) -> nn.Module:
     return nn.Sequential(Grouped(inputs, outputs, 4, stride=2, padding=1, groups=gcd(inputs, outputs), bias=False), norm_of(norm, outputs))
 
 
-def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], norm: str = "batch", dropout: float = 0.0) -> nn.Module:
-    """A member. widths: channels of each stage, in multiples of eight (for group norm); blocks: of each stage."""
+def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], times: int = 1, norm: str = "batch", dropout: float = 0.0) -> nn.Module:
+    """A member. widths: channels of each stage, in multiples of eight (for group norm); blocks: of each stage; times: how often each block's 1x1 filters are used."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm_of(norm, widths[0])))
     for i, (width, count) in enumerate(zip(widths, blocks)):
         if i:
             layers[f"down{i}"] = down(widths[i - 1], width, norm)
-        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout) for _ in range(count)))
+        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times) for _ in range(count)))
     layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
     return nn.Sequential(layers)

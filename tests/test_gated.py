@@ -24,26 +24,28 @@ def kernels(monkeypatch):
     monkeypatch.setattr(tiny, "gated", gated)
 
 
-def made(channels: int) -> tiny.Block:
+def made(channels: int, times: int = 1) -> tiny.Block:
     """A block whose every part matters."""
     torch.manual_seed(channels)
-    block = tiny.Block(channels, "batch", 0.0)
-    for parameter in (block.norm.weight, block.scale):
-        nn.init.uniform_(parameter, 0.5, 2)
-    nn.init.normal_(block.norm.bias)
+    block = tiny.Block(channels, "batch", 0.0, times=times)
+    for own in (block, *block.more):
+        for parameter in (own.norm.weight, own.scale):
+            nn.init.uniform_(parameter, 0.5, 2)
+        nn.init.normal_(own.norm.bias)
     return block.to(DEVICE, memory_format=torch.channels_last)
 
 
-def check(size, dtype, limit):
+def check(size, dtype, limit, times=1):
     """Largest differences from float64's, as shares of the largest value."""
-    block = made(size[1])
+    block = made(size[1], times)
     images = torch.randn(size).to(DEVICE, dtype, memory_format=torch.channels_last)
     gradient = torch.randn(size).to(DEVICE, dtype)  # in another order of memory
     wanted, whole = deepcopy(block).double(), images.double().requires_grad_()
     expected = wanted(whole) if DEVICE.type == "cpu" else by_torch(wanted, whole)
     expected.backward(gradient.double())
     ours = images.clone().requires_grad_()
-    out = block.fused(ours)
+    block.fusible = lambda images: True
+    out = block(ours)
     out.backward(gradient)
     assert out.dtype == dtype and ours.grad.dtype == dtype
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (out, ours.grad))
@@ -68,6 +70,11 @@ def test_values_and_gradients_are_torchs(size, dtype):
     check(size, dtype, 1e-5 if dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16] if CUDA else [torch.float32], ids=str)
+def test_filters_that_are_used_twice_have_the_gradients_of_both(dtype):
+    check((2, 8, 5, 6), dtype, 1e-5 if dtype == torch.float32 else 8e-3, times=2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -88,7 +95,7 @@ def test_the_same_bits_every_time():
     found = []
     for _ in range(2):
         block.zero_grad()
-        block.fused(images).float().square().sum().backward()
+        block.fused(images, block).float().square().sum().backward()
         found.append([p.grad.clone() for p in block.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
@@ -100,7 +107,7 @@ def test_several_nets_go_together():
     stacked = {name: torch.stack([dict(b.named_parameters())[name].detach() for b in blocks]).requires_grad_() for name, _ in blocks[0].named_parameters()}
     images = torch.randn(2, 3, 24, 5, 6, device=DEVICE)
     fused = deepcopy(blocks[0])
-    fused.forward = fused.fused
+    fused.fusible = lambda images: True
     out = vmap(lambda p, x: functional_call(fused, p, (x,)), in_dims=(0, 1))(stacked, images)
     out.square().sum().backward()
     for i, block in enumerate(blocks):
