@@ -1,0 +1,78 @@
+"""The norms that nets are made of (`nets/layers.py`)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import nets
+from nets.layers import NORMS, GhostBatchNorm, block, norm
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_norm_has_two_parameters_a_channel(kind):
+    assert nets.parameters(norm(kind, 24)) == 48
+
+
+def test_layer_norm_is_over_one_whole_image():
+    features = torch.randn(2, 8, 5, 5) * 3 + 1
+    torch.testing.assert_close(norm("layer", 8)(features), F.layer_norm(features, features.shape[1:]))
+
+
+def test_norm_of_a_pixels_channels_is_torchs_when_compiled():
+    """There it is written out in sums, which a large mean must not spoil."""
+    kept, inputs, weights = norm("channel", 24), torch.randn(4, 24, 8, 8) + 100, torch.randn(4, 24, 8, 8)
+    nn.init.normal_(kept.weight), nn.init.normal_(kept.bias)
+    exact = norm("channel", 24).double()
+    exact.load_state_dict(kept.state_dict())
+    found = []
+    for forward, seen in ((exact, inputs.double().requires_grad_()), (torch.compile(kept, dynamic=False), inputs.requires_grad_())):
+        outputs = forward(seen)
+        found.append((outputs, *torch.autograd.grad((outputs * weights).sum(), (seen, *forward.parameters()))))
+    for expected, compiled in zip(*found):
+        torch.testing.assert_close(compiled.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_unknown_norm_and_ghost_of_none():
+    with pytest.raises(ValueError, match="choose one of batch, ghost, group, layer, channel"):
+        norm("instance", 8)
+    with pytest.raises(ValueError, match="at least one image"):
+        norm("ghost", 8, ghost=0)
+
+
+@pytest.mark.parametrize("count", [1, 5, 32])
+def test_ghost_norm_of_one_part_is_batch_norm(count):
+    ghost, batch, features = GhostBatchNorm(6), nn.BatchNorm2d(6), torch.randn(count, 6, 4, 4)
+    assert torch.equal(ghost(features), batch(features))
+    assert torch.equal(ghost.eval()(features), batch.eval()(features))
+
+
+@pytest.mark.parametrize("count, parts", [(64, [32, 32]), (70, [24, 23, 23]), (33, [17, 16])])
+def test_ghost_norm_is_batch_norm_part_by_part(count, parts):
+    ghost, features = GhostBatchNorm(6, 32), torch.randn(count, 6, 4, 4).contiguous(memory_format=torch.channels_last)
+    nn.init.uniform_(ghost.weight)
+    mean, var = torch.zeros(6), torch.ones(6)
+    wanted = torch.cat([F.batch_norm(part, mean, var, ghost.weight, ghost.bias, True, 0.1) for part in features.split(parts)])
+    got = ghost(features)
+    torch.testing.assert_close(got, wanted)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close((ghost.running_mean, ghost.running_var), (mean, var))
+
+
+def test_ghost_norm_evaluates_a_large_batch_as_one():
+    ghost, features = GhostBatchNorm(6, 8).eval(), torch.randn(50, 6, 4, 4)
+    torch.testing.assert_close(ghost(features), features, rtol=1e-4, atol=1e-4)
+
+
+def test_ghost_norm_under_autocast():
+    net = block(3, 16, "ghost").to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = net(torch.randn(50, 3, 32, 32).contiguous(memory_format=torch.channels_last))
+    output.float().sum().backward()
+    assert output.dtype == torch.bfloat16 and output.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].running_mean.dtype == torch.float32 and net[1].weight.grad.isfinite().all()
