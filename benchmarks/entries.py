@@ -144,10 +144,10 @@ ENTRIES = (
     ),
     Entry(
         "teacher",
-        "How accurate is the default's net without label smoothing, which would take from its predictions what a smaller net learns of them?",
+        "How accurate are three of the default's nets without label smoothing, which would take from their predictions what a smaller net learns of them?",
         "train",
-        full="default --label-smoothing 0 --no-report",
-        quick="level1 --epochs 1 --limit 128 --no-report",
+        full="default --label-smoothing 0 --runs 3 --no-report",
+        quick="level1 --epochs 1 --limit 128 --runs 2 --no-report",
         writes={"--out": "teacher"},
         result="teacher/summary.json",
         least=30,
@@ -155,7 +155,7 @@ ENTRIES = (
     ),
     Entry(
         "taught",
-        "How accurate are tiny nets that also learn what that net predicts? Not to be mixed with the untaught.",
+        "How accurate are tiny nets that also learn what those three predict, on the whole? Not to be mixed with the untaught.",
         "benchmarks.pareto",
         full=f"tiny --nets tiny25k tiny50k {LONG}",
         quick=f"tiny --nets tiny10k --epochs 1 --no-report {TINY}",

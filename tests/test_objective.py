@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_store
 from torch import nn
 
 import pipelines
@@ -138,39 +137,6 @@ def test_the_mean_of_the_weights_is_what_is_saved_and_tested(store, tmp_path):
     with torch.no_grad():
         right = seen(saved.net, images, 2).argmax(1).numpy() == store.labels("test")
     assert made["test_accuracy"] == pytest.approx(right.mean())
-
-
-def test_a_teacher_is_learnt_from(store, tmp_path):
-    """With all of the loss from the teacher and none from the labels, the net comes to say what the teacher says."""
-    taught = train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "teacher")), "", quiet)
-    assert taught["taught"] is False
-    common = dict(SMALL, epochs=30, lr=0.05, momentum=0.9, teacher=str(tmp_path / "teacher"), teacher_share=1.0, flip="none", translate=0, data=str(store.path))
-    said = []
-    summary = train(Recipe(**common, seed=3, out=str(tmp_path / "student")), "", said.append)
-    assert summary["taught"] is True and summary["tested_on"] == "test, taught by another net" and "(test, taught by another net)" in said[-1]
-    teacher, student = model(tmp_path / "teacher"), model(tmp_path / "student")
-    images = np.asarray(store.images("train"))
-    apart = distillation(student.logits(images), teacher.logits(images), 1.0)
-    before = distillation(model_with_other_weights(student).logits(images), teacher.logits(images), 1.0)
-    assert apart < before / 2
-
-
-def model_with_other_weights(made):
-    from dataclasses import replace
-
-    import nets
-
-    torch.manual_seed(9)
-    return replace(made, net=nets.load(made.name).eval())
-
-
-def test_a_teacher_of_other_classes_is_refused(store, tmp_path):
-    other = make_store(tmp_path / "other.safetensors", classes=7)
-    train(Recipe(**{**SMALL, "epochs": 1}, data=str(other.path), out=str(tmp_path / "teacher")), "", quiet)
-    with pytest.raises(InputError, match="teacher.*other classes"):
-        train(Recipe(**SMALL, teacher=str(tmp_path / "teacher"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
-    with pytest.raises(InputError, match="no such folder|no model"):
-        train(Recipe(**SMALL, teacher=str(tmp_path / "nothing"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pipelines import stage
 from pipelines.errors import InputError, reason
 from pipelines.plan import PLAIN
 from pipelines.store import Store
-from train import result
 from train.device import DTYPES, precision_of
 from train.failures import explained
 from train.loop import Training
@@ -19,6 +18,7 @@ from train.recipe import Recipe
 from train.split import split
 from train.stopwatch import Stopwatch
 from train.synced import synced
+from train.teacher import teacher
 
 TEST_BATCH = {"cpu": 1000, "cuda": 2500}  # images; no gradient is kept, so it may be larger than a training batch; a GPU wants few launches, and has the memory
 
@@ -60,7 +60,7 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     net = synced(net, ranks)
     if earlier is not None:
         return earlier.restart(recipe, net, loader, test, watch)
-    return Training(recipe, net, loader, test, device, watch, teacher(recipe, store), ranks=ranks)
+    return Training(recipe, net, loader, test, device, watch, teacher(recipe.teacher, store) if recipe.teacher else None, ranks=ranks)
 
 
 def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
@@ -78,13 +78,3 @@ def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
             raise InputError(f"net {recipe.net} cannot take images of {width}x{height} pixels, {store.channels} channels ({reason(error)}): {remedy}") from None
         if given != (len(store.classes),):
             raise InputError(f"net {recipe.net} gives {given} for an image, not a logit for each of {len(store.classes)} classes: mend its build(num_classes)")
-
-
-def teacher(recipe: Recipe, store: Store) -> nn.Module | None:
-    """The net of the run folder that `recipe.teacher` names. Raises `InputError` where it knows other classes or takes other images."""
-    if not recipe.teacher:
-        return None
-    model = result.model(recipe.teacher)
-    if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
-        raise InputError(f"--teacher {recipe.teacher}: trained on other classes or images than {store.path}: train one on these")
-    return model.net

@@ -1,0 +1,77 @@
+"""The nets that another learns from: one, or several seeds as one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_store
+
+import nets
+from pipelines.errors import InputError
+from train.objective import distillation
+from train.recipe import Recipe
+from train.result import lines, model
+from train.runs import train
+from train.teacher import Ensemble, teacher
+
+SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32")
+
+
+def quiet(*_):
+    pass
+
+
+def test_a_teacher_is_learnt_from(store, tmp_path):
+    """With all of the loss from the teacher and none from the labels, the net comes to say what the teacher says."""
+    taught = train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "teacher")), "", quiet)
+    assert taught["taught"] is False
+    common = dict(SMALL, epochs=30, lr=0.05, momentum=0.9, teacher=str(tmp_path / "teacher"), teacher_share=1.0, flip="none", translate=0, data=str(store.path))
+    said = []
+    summary = train(Recipe(**common, seed=3, out=str(tmp_path / "student")), "", said.append)
+    assert summary["taught"] is True and summary["tested_on"] == "test, taught by another net" and "(test, taught by another net)" in said[-1]
+    teacher, student = model(tmp_path / "teacher"), model(tmp_path / "student")
+    images = np.asarray(store.images("train"))
+    apart = distillation(student.logits(images), teacher.logits(images), 1.0)
+    before = distillation(model_with_other_weights(student).logits(images), teacher.logits(images), 1.0)
+    assert apart < before / 2
+
+
+def model_with_other_weights(made):
+    torch.manual_seed(9)
+    return replace(made, net=nets.load(made.name).eval())
+
+
+def test_a_teacher_of_other_classes_is_refused(store, tmp_path):
+    other = make_store(tmp_path / "other.safetensors", classes=7)
+    train(Recipe(**{**SMALL, "epochs": 1}, data=str(other.path), out=str(tmp_path / "teacher")), "", quiet)
+    with pytest.raises(InputError, match="teacher.*other classes"):
+        train(Recipe(**SMALL, teacher=str(tmp_path / "teacher"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
+    with pytest.raises(InputError, match="no such folder|no model"):
+        train(Recipe(**SMALL, teacher=str(tmp_path / "nothing"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
+
+
+def test_several_seeds_teach_their_mean(store, tmp_path):
+    """A folder of several seeds stands for the mean of the logits of all that finished; a step learns from that mean, and from nothing else."""
+    made = train(Recipe(**SMALL, runs=2, seed=5, data=str(store.path), out=str(tmp_path / "several")), "", quiet)
+    assert made["runs"]["seeds"] == [5, 6]
+    both = teacher(str(tmp_path / "several"), store)
+    assert isinstance(both, Ensemble) and not isinstance(teacher(str(tmp_path / "several" / "seed-5"), store), Ensemble)
+    models = [model(tmp_path / "several" / f"seed-{seed}") for seed in (5, 6)]
+    images = np.asarray(store.images("test"))
+    said = [m.logits(images) for m in models]
+    assert (said[0] - said[1]).abs().max() > 0.01
+    with torch.no_grad():
+        torch.testing.assert_close(both(models[0].inputs(images)), (said[0] + said[1]) / 2)
+    common = dict(SMALL, epochs=1, teacher_share=1.0, flip="none", translate=0, data=str(store.path))
+    learnt = train(Recipe(**common, teacher=str(tmp_path / "several"), out=str(tmp_path / "student")), "", quiet)
+    losses = [float(line["train_loss"]) for line in lines(tmp_path / "student", "metrics.jsonl")]
+    other = train(Recipe(**common, teacher=str(tmp_path / "several" / "seed-5"), out=str(tmp_path / "other")), "", quiet)
+    assert learnt["taught"] and other["taught"] and losses != [float(line["train_loss"]) for line in lines(tmp_path / "other", "metrics.jsonl")]
+
+
+def test_a_run_of_several_seeds_that_is_not_over_is_no_teacher(store, tmp_path):
+    train(Recipe(**{**SMALL, "epochs": 1}, runs=2, data=str(store.path), out=str(tmp_path / "several")), "", quiet)
+    (tmp_path / "several" / "summary.json").unlink()
+    with pytest.raises(InputError, match="name one of its seeds, such as .*seed-0"):
+        teacher(str(tmp_path / "several"), store)

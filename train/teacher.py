@@ -1,0 +1,43 @@
+"""The net that another learns from, or several of them as one (`--teacher`).
+
+Shapes: images_BCHW as a training has them, logits_BK.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipelines.errors import InputError
+from pipelines.store import Store
+from train import result
+
+
+class Ensemble(nn.Module):
+    """The mean of several nets' logits: an ensemble teaches more than its best member (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    def __init__(self, nets: list[nn.Module]):
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return torch.stack([net(images_BCHW) for net in self.nets]).mean(0)
+
+
+def teacher(folder: str, store: Store) -> nn.Module:
+    """The net of a run folder; of one of several seeds, the `Ensemble` of all that finished.
+
+    Raises `InputError` where there is none, or it knows other classes or takes other images than the store's.
+    """
+    models = {path: result.model(path) for path in finished(folder)}
+    for path, model in models.items():
+        if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
+            raise InputError(f"--teacher {path}: trained on other classes or images than {store.path}: train one on these")
+    nets = [model.net for model in models.values()]
+    return nets[0] if len(nets) == 1 else Ensemble(nets)
+
+
+def finished(folder: str) -> list[Path]:
+    """The folders in which the models lie: a model is all that is needed of a single training."""
+    alone = Path(folder) / "model.safetensors"
+    return [Path(folder)] if alone.exists() or not Path(folder, "summary.json").exists() else result.seeds(folder)
