@@ -19,8 +19,9 @@ import nets  # noqa: E402
 from benchmarks.labels import Label, log_scale, place  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
-from pipelines.errors import InputError, exit_code  # noqa: E402
+from pipelines.errors import exit_code  # noqa: E402
 from pipelines.files import replacing  # noqa: E402
+from train.assembly import known  # noqa: E402
 from train.figures import TEST, TRAIN, plt, save  # noqa: E402
 from train.flags import named, parse  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
@@ -130,8 +131,7 @@ def options(given: list[str] | None) -> tuple[list[str], Path, str, Recipe]:
     name, recipe = parse(rest, named())
     chosen = asked.nets or [*(net for net in nets.names() if is_family(net)), "level1", "tiniest"]
     for net in chosen:
-        if net not in nets.names():
-            raise InputError(f"net {net!r}: choose one of {', '.join(nets.names())}")
+        known(replace(recipe, net=net))
     return chosen, Path(asked.out), name, recipe
 
 

@@ -35,7 +35,7 @@ def every_net(classes: int) -> str:
 
 def one_net(name: str, classes: int) -> str:
     net = nets.load(name, classes)
-    rows = [(f.name, f.kind, size(f.shape), f.parameters, f.macs, f.sees or "all") for f in layers(net)]
+    rows = [(f.name or "net", f.kind, size(f.shape), f.parameters, f.macs, f.sees or "all") for f in layers(net)]
     total = ("total", "", "", nets.parameters(net), nets.macs(net), "")
     return table(("layer", "kind", "output", "parameters", "MACs", "receptive field"), [*rows, total], left=2)
 

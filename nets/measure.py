@@ -18,16 +18,17 @@ WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.Adapt
 
 
 class Step(NamedTuple):
-    """A module that has run: the shape that it gave, and the multiply-adds of the net up to there."""
+    """A module that has run: the shape that it gave, the multiply-adds that it took beside those of its parts, and the steps of the net before it."""
 
     name: str
     module: nn.Module
     shape: tuple[int, ...]
     macs: int
+    before: int
 
 
 class Layer(NamedTuple):
-    """A leaf module as one image passes it. `sees` is its receptive field in pixels; None: the whole image."""
+    """A module as one image passes it, without its parts that are layers, too. `sees` is its receptive field in pixels; None: the whole image."""
 
     name: str
     kind: str
@@ -44,9 +45,8 @@ def parameters(net: nn.Module) -> int:
 
 @contextmanager
 def watched(net: nn.Module, note: Callable[[str, nn.Module, torch.Tensor], None]) -> Iterator[None]:
-    """Call note(name, module, output) each time that one of the net's leaf modules has run."""
-    leaves = [(name, module) for name, module in net.named_modules() if next(module.children(), None) is None]
-    handles = [leaf.register_forward_hook(lambda module, _, output, name=name: note(name, module, output)) for name, leaf in leaves]
+    """Call note(name, module, output) each time that one of the net's modules, or the net, has run, its parts before it."""
+    handles = [module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output)) for name, module in net.named_modules()]
     try:
         yield
     finally:
@@ -60,16 +60,19 @@ def plain(net: nn.Module) -> nn.Module:
 
 
 def trace(net: nn.Module, shape: tuple[int, int, int]) -> list[Step]:
-    """The leaf modules in the order in which one image of zeros passes them, then the net itself. The net stays as it was."""
-    net, steps = plain(net).eval(), []
+    """The modules in the order in which one image of zeros has passed them, the net itself as the last. The net stays as it was."""
+    net, steps, begun = plain(net).eval(), [], []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
 
         def note(name, module, output):
-            steps.append(Step(name, module, tuple(output.shape[1:]), counter.get_total_flops() // 2))
+            before, flops = begun.pop()
+            taken = (counter.get_total_flops() - flops) // 2 - sum(step.macs for step in steps[before:])
+            steps.append(Step(name, module, tuple(output.shape[1:]), taken, before))
 
+        for module in net.modules():
+            module.register_forward_pre_hook(lambda *_: begun.append((len(steps), counter.get_total_flops())))
         with watched(net, note):
-            output = net(torch.zeros(1, *shape))
-        note("", net, output)
+            net(torch.zeros(1, *shape))
     return steps
 
 
@@ -83,7 +86,7 @@ def macs(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
 
     Norms, activations and pools are not counted, as in the papers that one compares with.
     """
-    return trace(net, shape)[-1].macs
+    return sum(step.macs for step in trace(net, shape))
 
 
 def training_flop(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
@@ -154,16 +157,18 @@ def receptive_field(net: nn.Module, channels: int = 3, limit: int = 512) -> int:
 
 
 def layers(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> list[Layer]:
-    """The leaf modules that have parameters or change the shape, in the order in which an image passes them."""
+    """The modules that have parameters, compute or change the shape, in the order in which an image has passed them. A block that uses its parts' filters
+    itself is a row for them, behind those of its parts; the net, where it does, is one without a name."""
     fields, rows, known = receptive_fields(net, shape[0]), [], set()
-    before, spent, sees = shape, 0, 1
-    for step in trace(net, shape)[:-1]:
+    before, sees = shape, 1
+    for step in trace(net, shape):
         if isinstance(step.module, (nn.Linear, *WINDOWS)):
             sees = fields.get(step.name)
-        # A module that is used twice has its parameters once.
-        count = 0 if step.name in known else parameters(step.module)
-        if count or step.shape != before or step.macs > spent:
-            rows.append(Layer(step.name, type(step.module).__name__, step.shape, count, step.macs - spent, sees))
-        known.add(step.name)
-        before, spent = step.shape, step.macs
+        # a module that is used twice has its parameters once
+        own = {id(p): p.numel() for p in step.module.parameters() if p.requires_grad and id(p) not in known}
+        alone = next(step.module.children(), None) is None
+        if own or step.macs or (alone and step.shape != before):
+            rows.append(Layer(step.name, type(step.module).__name__, step.shape, sum(own.values()), step.macs, sees))
+        known |= own.keys()
+        before = step.shape
     return rows

@@ -4,7 +4,8 @@
 
 A stage is blocks of one width: depthwise 3x3, layer norm over channels, 1x1 to twice the channels, gate, 1x1 back, beside a shortcut, times a learned
 scale for each channel that starts small. `down` is a 4x4 convolution of stride 2 in as many groups as the widths allow, and a norm:
-the even kernel covers the halved grid evenly, and groups make it cheap. `tiny10k.py` to `tiny300k.py` name the members.
+the even kernel covers the halved grid evenly, and groups make it cheap. `tiny10k.py` to `tiny300k.py` name those that were chosen for a budget; any other is a name, too:
+`tiny_16-24-40_2-3-2_2` has the widths 16, 24 and 40, and 2, 3 and 2 blocks that use their filters twice.
 Most of a block's parameters are its 1x1 filters; it may use them more than once, each time with a depthwise filter, a norm and a scale of their own.
 
 From: depthwise and pointwise convolutions (Chollet 2017, arXiv:1610.02357), gated linear units with SiLU (Shazeer 2020,
@@ -12,7 +13,10 @@ arXiv:2002.05202), scaled residuals (Touvron et al. 2021, arXiv:2103.17239), fil
 the anchor (`tiniest.py`).
 """
 
+import re
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from math import gcd
 from typing import Any
@@ -115,3 +119,17 @@ def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], tim
         layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times) for _ in range(count)))
     layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
     return nn.Sequential(layers)
+
+
+def member(numbers: str) -> Callable[..., nn.Module]:
+    """`build` of the member that WIDTHS_BLOCKS or WIDTHS_BLOCKS_TIMES names, such as 16-24-40_2-3-2_2. Raises `ValueError` where they are no net's."""
+    found = re.fullmatch(r"(\d{1,4}(?:-\d{1,4})*)_(\d{1,2}(?:-\d{1,2})*)(?:_(\d{1,2}))?", numbers, re.ASCII)
+    if not found:
+        raise ValueError("name a tiny net as tiny_WIDTHS_BLOCKS, such as tiny_24-40-48_2-3-3, or with how often each filter is used, tiny_16-24-40_2-3-2_2")
+    widths, blocks = (tuple(map(int, part.split("-"))) for part in found.groups()[:2])
+    times = int(found[3] or 1)
+    if len(widths) != len(blocks) or len(widths) > 5:
+        raise ValueError(f"{len(widths)} widths for {len(blocks)} stages of blocks: give as many, at most 5, since each stage halves the image")
+    if any(width % 8 or not width for width in widths) or times < 1:
+        raise ValueError("widths are multiples of eight, and filters are used once or more often")
+    return partial(tiny, widths=widths, blocks=blocks, times=times)

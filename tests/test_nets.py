@@ -213,7 +213,14 @@ def test_macs_by_the_formula():
     assert nets.macs(nn.Sequential(nn.Flatten(), nn.Linear(12, 7)), (3, 2, 2)) == 84
 
 
-@pytest.mark.parametrize("name", ["level1", "level4", "quick"])
+def test_a_block_that_uses_filters_itself_has_a_row_for_them():
+    """Two 1x1 convolutions of 3 * channels**2 parameters, used twice, and a scale for each use."""
+    block = next(row for row in layers(nets.load("tiny25k")) if row.name == "stage1.0")
+    assert (block.kind, block.parameters, block.macs) == ("Block", 3 * 16**2 + 2 * 16, 2 * 3 * 16**2 * 32 * 32)
+    assert not any(row.kind == "Dropout2d" for row in layers(nets.load("tiny25k")))
+
+
+@pytest.mark.parametrize("name", ["level1", "level4", "quick", "speednet", "tiniest", "tiny25k"])
 def test_layers_add_up_and_measuring_changes_nothing(name):
     net = nets.load(name)
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -239,6 +246,36 @@ def test_unknown_net_is_one_line_with_the_names(name):
     assert "level1, level2, level3, level4, quick" in str(caught.value)
 
 
+@pytest.mark.parametrize("name, chosen", [("tiny_16-24-40_2-3-2_2", "tiny25k"), ("tiny_24-40-48_2-3-3", "tiny50k"), ("tiny_24-40-48_2-3-3_1", "tiny50k")])
+def test_any_member_of_the_tiny_family_is_a_name(name, chosen):
+    torch.manual_seed(3)
+    made = nets.load(name, 7, norm="group")
+    torch.manual_seed(3)
+    expected = nets.load(chosen, 7, norm="group").state_dict()
+    assert list(made.state_dict()) == list(expected) and all(torch.equal(value, expected[key]) for key, value in made.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("tiny_16-24", "tiny_WIDTHS_BLOCKS"),
+        ("tiny_", "choose one of"),
+        ("tiny_16-24-40_2-3-2_0", "once or more"),
+        ("tiny_16-24-40_2-3", "3 widths for 2 stages"),
+        ("tiny_12-24_2-3", "multiples of eight"),
+        ("tiny_0_1", "multiples of eight"),
+        ("tiny_8-8-8-8-8-8_1-1-1-1-1-1", "at most 5"),
+        ("tiny_99999_1", "tiny_WIDTHS_BLOCKS"),
+        ("tiny25k_8_1", "choose one of"),
+        ("level1_8_1", "choose one of"),
+    ],
+)
+def test_a_member_that_cannot_be_is_one_line(name, says):
+    with pytest.raises(nets.UnknownNet, match=says) as caught:
+        nets.find(name)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_net_is_one_new_file(tmp_path, monkeypatch):
     (tmp_path / "plain.py").write_text("def helper():\n    pass\n")
     (tmp_path / "slim.py").write_text("from torch import nn\n\n\ndef build(num_classes):\n    return nn.Linear(2, num_classes)\n")
@@ -257,6 +294,8 @@ def test_command_prints_every_net():
 def test_command_prints_the_layers_of_one_net():
     done = run("level1")
     assert done.returncode == 0 and done.stdout.splitlines()[-1].split()[:2] == ["total", "83,368"]
+    done = run("tiny_16-24-40_2-3-2_2")
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].split()[:2] == ["total", "24,506"]
 
 
 def test_command_names_the_nets_for_an_unknown_one():

@@ -185,7 +185,9 @@ def test_a_sweep_trains_each_value(store, tmp_path):
     assert several["values"][0]["n"] == 2 and several["values"][1].keys() == {"lr", "diverged"} and "diverged" in said[-1]
 
 
-@pytest.mark.parametrize("sweep", ["lr", "lr=", "nothing=1", "lr=a", "seed=1,2", "momentum=2,x", "flip=up", "nesterov=yes"])
+@pytest.mark.parametrize(
+    "sweep", ["lr", "lr=", "nothing=1", "lr=a", "seed=1,2", "momentum=2,x", "flip=up", "nesterov=yes", "net=level1,levle2", "net=tiny_8_1,tiny_8_1_0"]
+)
 def test_sweeps_that_cannot_be(sweep):
     with pytest.raises(InputError):
         read(Recipe(sweep=sweep))

@@ -26,8 +26,10 @@ TEST_BATCH = {"cpu": 1000, "cuda": 2500}  # images; no gradient is kept, so it m
 def known(recipe: Recipe) -> None:
     """Raise `InputError` where there is no net or pipeline of the recipe's name, or the pipeline is not installed."""
     pipelines.load(recipe.pipeline)
-    if recipe.net not in nets.names():
-        raise InputError(f"net {recipe.net!r}: choose one of {', '.join(nets.names())}")
+    try:
+        nets.find(recipe.net)
+    except nets.UnknownNet as error:
+        raise InputError(str(error)) from None
 
 
 def verified(store: Store) -> Store:

@@ -12,6 +12,7 @@ import torch
 from nets.__main__ import table
 from pipelines.errors import InputError
 from pipelines.files import write_json
+from train.assembly import known
 from train.jobs import gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe, flag
 from train.run import Kept
@@ -71,7 +72,7 @@ def read(recipe: Recipe) -> tuple[str, list]:
     setting = word.replace("-", "_")
     values = typed("--sweep", recipe.sweep, setting, given.split(",") if equals and given else [])
     for value in values:
-        replace(recipe, **{setting: value})  # says what is wrong with it
+        known(replace(recipe, sweep="", **{setting: value}))  # says what is wrong with it
     return setting, list(dict.fromkeys(values))
 
 
