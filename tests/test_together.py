@@ -8,7 +8,7 @@ import torch
 
 import nets
 from pipelines.errors import InputError
-from train import jobs, saving
+from train import assembly, jobs, saving
 from train.checkpoint import load, load_model
 from train.course import Diverged
 from train.recipe import Recipe
@@ -65,6 +65,28 @@ def test_each_is_as_it_is_alone(store, tmp_path, settings, several, batched):
         for name, value in second.items():
             torch.testing.assert_close(first[name], value, rtol=2e-2, atol=2e-2)
     assert len({tuple(losses(tmp_path / str(i)).tolist()) for i in range(len(several))}) == len(several)  # they are not one another
+
+
+def test_a_teacher_looks_once_for_all_that_it_teaches(store, tmp_path, monkeypatch):
+    """As one program its logits are of all batches at once, in the order of their nets; one of other settings has a look of its own."""
+    train(Recipe(**{**SMALL, "lr": 0.05}, data=str(store.path), out=str(tmp_path / "teacher")), "", quiet)
+    settings, several = dict(teacher=str(tmp_path / "teacher"), teacher_share=0.9, temperature=4.0, translate=0), [{"seed": s} for s in range(2)]
+    looks, load = [], assembly.teacher
+
+    def watched(folder, store):
+        net = load(folder, store)
+        net.register_forward_pre_hook(lambda _, given: looks.append(given[0].shape))
+        return net
+
+    monkeypatch.setattr(assembly, "teacher", watched)
+    finished(store, tmp_path, settings, several, batched=True)
+    assert {shape[0] for shape in looks} == {32, 2 * (len(store.labels("train")) % 16)} and len(looks) == 2 * -(-len(store.labels("train")) // 16)
+    assert all(torch.Size(shape[1:]) == (3, 32, 32) for shape in looks)
+    alone(store, tmp_path, settings, several)
+    for i in range(2):
+        torch.testing.assert_close(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"), rtol=2e-3, atol=2e-3)
+    finished(store, tmp_path / "other", settings, [{"seed": 0}, {"seed": 1, "temperature": 2.0}], batched=True)
+    torch.testing.assert_close(losses(tmp_path / "other" / "0"), losses(tmp_path / "alone-0"), rtol=2e-3, atol=2e-3)
 
 
 def test_slices_share_memory_and_gradients():

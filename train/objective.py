@@ -30,5 +30,10 @@ def distillation(logits_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: 
 
     The square of the temperature keeps its gradients as large as those of the labels.
     """
+    return distillations(logits_BK, taught_BK, temperature).mean()
+
+
+def distillations(logits_BK: torch.Tensor, taught_BK: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The `distillation` of each image, float32[B]."""
     student, teacher = (F.log_softmax(logits / temperature, 1) for logits in (logits_BK, taught_BK))
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * temperature**2

@@ -20,7 +20,7 @@ from pipelines.mixing import Targets
 from train.compiled import build_step
 from train.course import Course, Diverged
 from train.loop import Training, right_of, set_rate
-from train.objective import cross_entropies
+from train.objective import cross_entropies, distillations
 from train.recorded import Batch, Results
 from train.rehearsal import rehearse
 from train.resting import SHARES, Resting
@@ -119,12 +119,22 @@ class Together:
 
         with first.autocast():
             logits = vmap(one, in_dims=(0, 0, 1), randomness="different")(self.parameters, self.buffers, images_BGCHW)
-        if len({(t.recipe.label_smoothing, t.recipe.teacher) for t in self.trainings}) == 1 and first.teacher is None:
-            every = Targets(*(None if part[0] is None else torch.cat(part) for part in zip(*targets)))
-            each = cross_entropies(logits.float().flatten(0, 1), every, first.recipe.label_smoothing)
+        if len({(t.recipe.label_smoothing, t.recipe.teacher, t.recipe.teacher_share, t.recipe.temperature) for t in self.trainings}) == 1:
+            each = self.losses(logits.float().flatten(0, 1), images_BGCHW, targets)
             return each.view(len(targets), -1).mean(1), logits
         parts = zip(self.trainings, logits, images_BGCHW.unbind(1), targets)
         return torch.stack([t.loss(said, images, wanted) for t, said, images, wanted in parts]), logits
+
+    def losses(self, logits_NK: torch.Tensor, images_BGCHW: torch.Tensor, targets: list[Targets]) -> torch.Tensor:
+        """Of each image of the G batches, one batch behind the other, float32[N]: by the loss and the one look of the teacher that all trainings have in common."""
+        first = self.trainings[0]
+        every = Targets(*(None if part[0] is None else torch.cat(part) for part in zip(*targets)))
+        each = cross_entropies(logits_NK, every, first.recipe.label_smoothing)
+        if first.teacher is None:
+            return each
+        with torch.no_grad(), first.autocast():
+            taught = first.teacher(images_BGCHW.permute(1, 0, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2))
+        return torch.lerp(each, distillations(logits_NK, taught.float(), first.recipe.temperature), first.recipe.teacher_share)
 
     @property
     def phase(self) -> Resting:
