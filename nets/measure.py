@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 SHAPE = (3, 32, 32)
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
@@ -93,9 +93,16 @@ def training_flop(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
     """FLOP of one image, forward and backward, of convolutions and matrix products: two a multiply-add. What has no gradient costs none; the first layer has
     none of its input. The net stays as it was."""
     net = plain(net).train()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}) as counter:
         net(torch.zeros(2, *shape)).sum().backward()
     return counter.get_total_flops() // 2
+
+
+def convolution_backward(gradient_shape, images_shape, weight_shape, _bias, _stride, _padding, _dilation, transposed, *others, **_) -> int:
+    """FLOP of a convolution's way back: as many as forward for the gradient of the images, and of the filters, where `others` ask for it. torch's own count takes
+    the groups of a grouped one for a whole."""
+    asked = others[2]
+    return conv_flop_count(images_shape, weight_shape, gradient_shape, transposed=transposed) * (bool(asked[0]) + bool(asked[1]))
 
 
 def transparent(net: nn.Module) -> nn.Module:

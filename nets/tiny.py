@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nets import gated_cpu
 from nets.layers import ChannelNorm, GlobalMean, norm as norm_of
 
 if torch.cuda.is_available() and find_spec("triton"):
@@ -46,15 +47,18 @@ class Look(nn.Module):
 
 class Block(Look):
     """x + scale * narrow(silu(gate) * value), `times` times with the same 1x1 filters, each with a look of its own; 3 * channels**2 + 12 * times * channels
-    parameters. Keeps the shape. On CUDA by the kernels of `gated.py`."""
+    parameters. Keeps the shape. By one operator on CUDA (`gated.py`), and in training on a processor (`gated_cpu.py`)."""
 
-    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1):
+    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1, last: bool = True):
         super().__init__(channels, norm, scale)
+        self.last = last  # of its stage: no block takes what it gives
         self.dropout = nn.Dropout2d(dropout)
         self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
         self.more = nn.ModuleList(Look(channels, norm, scale) for _ in range(times - 1))
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if self.nativable(images_NCHW):
+            return self.native(images_NCHW)
         use = self.fused if self.fusible(images_NCHW) else self.plain
         for own in (self, *self.more):
             images_NCHW = use(images_NCHW, own)
@@ -79,10 +83,27 @@ class Block(Look):
 
     def fused(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
         """The same by one operator."""
+        return gated.gated_block(images_NCHW, *(p[None] for p in self.matrices(own)), own.norm.eps)[0]
+
+    def nativable(self, images_NCHW: torch.Tensor) -> bool:
+        """Whether a processor's operator can do it, and is wanted: in training, in float32, where a compiler has made it."""
+        if type(self.norm) is not ChannelNorm or not self.training or self.dropout.p or torch.compiler.is_exporting():
+            return False
+        known = images_NCHW.device.type == "cpu" and images_NCHW.dtype == torch.float32 and images_NCHW.shape[1] % 8 == 0
+        return known and not torch.is_autocast_enabled("cpu") and gated_cpu.available()
+
+    def native(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """All uses, by an operator each; what goes into a next one lies in planes, as the operator works."""
+        looks = (self, *self.more)
+        for i, own in enumerate(looks):
+            images_NCHW = gated_cpu.gated_block(images_NCHW, *self.matrices(own), own.norm.eps, self.last and i + 1 == len(looks))
+        return images_NCHW
+
+    def matrices(self, own: Any) -> tuple[torch.Tensor, ...]:
+        """The parameters of one use as the operators take them."""
         # as they lie in memory: so do their gradients, then, and an optimiser's operations on lists are one launch
         widen, narrow = (filters.weight.permute(0, 2, 3, 1).flatten(1) for filters in (self.widen, self.narrow))
-        parameters = own.look.weight.flatten(1), own.norm.weight, own.norm.bias, widen, narrow, own.scale.flatten()
-        return gated.gated_block(images_NCHW, *(p[None] for p in parameters), own.norm.eps)[0]
+        return own.look.weight.flatten(1), own.norm.weight, own.norm.bias, widen, narrow, own.scale.flatten()
 
 
 class Grouped(nn.Conv2d):
@@ -116,7 +137,7 @@ def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], tim
     for i, (width, count) in enumerate(zip(widths, blocks)):
         if i:
             layers[f"down{i}"] = down(widths[i - 1], width, norm)
-        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times) for _ in range(count)))
+        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times, last=k + 1 == count) for k in range(count)))
     layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
     return nn.Sequential(layers)
 

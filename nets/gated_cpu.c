@@ -1,0 +1,341 @@
+/* A tiny net's block on a processor (gated_cpu.py): forward and backward pass of a few images at a time, whose maps stay in the cache.
+
+   Planes: a map of C channels as C rows of `span` floats, the pixels of a group of images one behind the other, zeros behind the last. A vector is of
+   neighbouring pixels, so that the number of channels is no matter, and a sum over channels is one of vectors. For a depthwise filter an image's plane has a
+   border of zeros and is taken as one long row, in which every tap is a constant distance away. */
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+enum { LANES = 16, OUT = 8 };
+#else
+enum { LANES = 8, OUT = 4 };
+#endif
+enum { PAIR = 2 * LANES, WANTED = 1024 }; /* pixels that a product takes at a time; that a group of images is to have */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int veci __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+static inline vec at(const float *p) { return *(const vec *)p; }
+static inline void put(float *p, vec x) { *(vec *)p = x; }
+static inline vec all(float x) { return x - (vec){}; }
+static inline float sum(vec x) {
+    float s = 0;
+    for (int i = 0; i < LANES; i++) s += x[i];
+    return s;
+}
+
+#ifdef __AVX512F__ /* the instructions that guess 14 bits, and a step of Newton's: a division takes ten times as long as a product */
+static inline vec inverse(vec x) {
+    vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return r * (2.0f - x * r);
+}
+static inline vec inverse_root(vec x) {
+    vec r = (vec)_mm512_rsqrt14_ps((__m512)x);
+    return r * (1.5f - 0.5f * x * r * r);
+}
+#else
+static inline vec inverse(vec x) { return 1.0f / x; }
+static inline vec inverse_root(vec x) {
+    vec r;
+    for (int i = 0; i < LANES; i++) r[i] = 1.0f / sqrtf(x[i]);
+    return r;
+}
+#endif
+
+static inline vec chosen(veci which, vec a, vec b) { return (vec)((which & (veci)a) | (~which & (veci)b)); }
+
+/* exp(x) to 2 ulp: 2 to the nearest whole number, by its bits, times 2 to the rest, by a polynomial (Cephes). */
+static inline vec exponential(vec x) {
+    x = chosen(x > 87.0f, all(87.0f), x);
+    x = chosen(x < -87.0f, all(-87.0f), x);
+    vec whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    veci power = (__builtin_convertvector(whole, veci) + 127) << 23;
+    return p * (vec)power;
+}
+
+static inline vec sigmoid(vec x) { return inverse(1.0f + exponential(-x)); }
+
+/* out[o][0..PAIR) = start[o] + sum over i of weight[i][o] * in[i][0..PAIR); `outs` a multiple of OUT. */
+static inline void product(float *restrict out, long out_span, const float *restrict weight, const float *restrict start, const float *restrict in, long in_span,
+                           int ins, int outs) {
+    for (int o = 0; o < outs; o += OUT) {
+        vec low[OUT], high[OUT];
+        for (int k = 0; k < OUT; k++) low[k] = high[k] = start ? all(start[o + k]) : (vec){};
+        const float *w = weight + o, *x = in;
+        for (int i = 0; i < ins; i++, w += outs, x += in_span) {
+            vec a = at(x), b = at(x + LANES);
+#pragma GCC unroll 8
+            for (int k = 0; k < OUT; k++) low[k] += w[k] * a, high[k] += w[k] * b;
+        }
+        for (int k = 0; k < OUT; k++) put(out + (o + k) * out_span, low[k]), put(out + (o + k) * out_span + LANES, high[k]);
+    }
+}
+
+/* sums[i][j] += left[i] . right[j] over the span, each as LANES partial sums; rows and columns multiples of four. */
+static void outer(float *restrict sums, const float *restrict left, int rows, const float *restrict right, int columns, long span) {
+    for (int i = 0; i < rows; i += 4)
+        for (int j = 0; j < columns; j += 4) {
+            vec s[4][4];
+            for (int a = 0; a < 4; a++)
+                for (int b = 0; b < 4; b++) s[a][b] = at(sums + ((i + a) * columns + j + b) * LANES);
+            for (long p = 0; p < span; p += LANES) {
+                vec l[4], r[4];
+                for (int a = 0; a < 4; a++) l[a] = at(left + (i + a) * span + p), r[a] = at(right + (j + a) * span + p);
+#pragma GCC unroll 4
+                for (int a = 0; a < 4; a++)
+#pragma GCC unroll 4
+                    for (int b = 0; b < 4; b++) s[a][b] += l[a] * r[b];
+            }
+            for (int a = 0; a < 4; a++)
+                for (int b = 0; b < 4; b++) put(sums + ((i + a) * columns + j + b) * LANES, s[a][b]);
+        }
+}
+
+typedef struct {
+    int channels, height, width, images; /* of a group */
+    long pixels, span, pitch, plane;     /* of an image; of a group's plane; of a row with its border; of an image with it, and room behind */
+} Shape;
+
+static Shape shape_of(int channels, int height, int width, int images) {
+    Shape s = {.channels = channels, .height = height, .width = width, .pixels = (long)height * width, .pitch = width + 2};
+    s.images = s.pixels < WANTED ? (int)(WANTED / s.pixels) : 1;
+    s.images = s.images < images ? s.images : images;
+    s.span = (s.images * s.pixels + PAIR - 1) / PAIR * PAIR;
+    s.plane = ((height + 2) * s.pitch + 3 * PAIR) / PAIR * PAIR;
+    return s;
+}
+
+/* Zeros, at the beginning of a cache line: a vector that lies across two takes two loads. */
+static float *zeros(long floats) {
+    float *p = NULL;
+    if (posix_memalign((void **)&p, 64, floats * sizeof(float))) return NULL;
+    return memset(p, 0, floats * sizeof(float));
+}
+
+typedef float oct __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* Eight vectors of eight turned round: to[j][i] = from[i][j]. */
+static inline void turn(float *restrict to, long to_span, const float *restrict from, long from_span) {
+    oct r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = *(const oct *)(from + i * from_span);
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[i + j + 2] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int j = 0; j < 4; j++) {
+        *(oct *)(to + j * to_span) = __builtin_shufflevector(r[j], r[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *(oct *)(to + (j + 4) * to_span) = __builtin_shufflevector(r[j], r[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+/* Images, [count][C][pixels] or with their channels last [count][pixels][C], into planes, zeros behind the last. */
+static void taken(float *restrict planes, const float *restrict images, int last, int count, Shape s) {
+    long C = s.channels;
+    for (int n = 0; n < count; n++, images += C * s.pixels) {
+        float *to = planes + n * s.pixels;
+        if (!last) {
+            for (long c = 0; c < C; c++) memcpy(to + c * s.span, images + c * s.pixels, s.pixels * sizeof(float));
+            continue;
+        }
+        long p = 0;
+        for (; p + 8 <= s.pixels; p += 8)
+            for (long c = 0; c < C; c += 8) turn(to + c * s.span + p, s.span, images + p * C + c, C);
+        for (; p < s.pixels; p++)
+            for (long c = 0; c < C; c++) to[c * s.span + p] = images[p * C + c];
+    }
+    for (long c = 0; c < C; c++) memset(planes + c * s.span + count * s.pixels, 0, (s.span - count * s.pixels) * sizeof(float));
+}
+
+/* And back. */
+static void given_back(float *restrict images, const float *restrict planes, int last, int count, Shape s) {
+    long C = s.channels;
+    for (int n = 0; n < count; n++, images += C * s.pixels) {
+        const float *from = planes + n * s.pixels;
+        if (!last) {
+            for (long c = 0; c < C; c++) memcpy(images + c * s.pixels, from + c * s.span, s.pixels * sizeof(float));
+            continue;
+        }
+        long p = 0;
+        for (; p + 8 <= s.pixels; p += 8)
+            for (long c = 0; c < C; c += 8) turn(images + p * C + c, C, from + c * s.span + p, s.span);
+        for (; p < s.pixels; p++)
+            for (long c = 0; c < C; c++) images[p * C + c] = from[c * s.span + p];
+    }
+}
+
+/* Rows of a few floats, for which a call of memcpy takes longer than the copy. */
+static inline void rows(float *restrict to, long to_pitch, const float *restrict from, long from_pitch, Shape s) {
+    int whole = s.width / 8 * 8;
+    for (int y = 0; y < s.height; y++, to += to_pitch, from += from_pitch) {
+        for (int x = 0; x < whole; x += 8) *(oct *)(to + x) = *(const oct *)(from + x);
+        for (int x = whole; x < s.width; x++) to[x] = from[x];
+    }
+}
+
+static inline void bordered(float *restrict plane, const float *restrict image, Shape s) { rows(plane + s.pitch + 1, s.pitch, image, s.width, s); }
+
+/* out = the correlation of an image's plane with nine taps, or with them turned round. */
+static void depthwise(float *restrict out, float *restrict row, const float *restrict plane, const float *restrict taps, int turned, Shape s) {
+    vec t[9];
+    for (int k = 0; k < 9; k++) t[k] = all(taps[turned ? 8 - k : k]);
+    long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
+    for (long q = first; q < last; q += LANES) {
+        vec sum = {};
+#pragma GCC unroll 9
+        for (int k = 0; k < 9; k++) sum += t[k] * at(plane + q + (k / 3 - 1) * s.pitch + k % 3 - 1);
+        put(row + q, sum);
+    }
+    rows(out, s.width, row + first, s.pitch, s);
+}
+
+/* sums[k] += the gradient's plane times the image's, a tap away, as LANES partial sums. */
+static void taps_of(float *restrict sums, const float *restrict gradient, const float *restrict plane, Shape s) {
+    vec t[9];
+    for (int k = 0; k < 9; k++) t[k] = at(sums + k * LANES);
+    long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
+    for (long q = first; q < last; q += LANES) {
+        vec g = at(gradient + q);
+#pragma GCC unroll 9
+        for (int k = 0; k < 9; k++) t[k] += g * at(plane + q + (k / 3 - 1) * s.pitch + k % 3 - 1);
+    }
+    for (int k = 0; k < 9; k++) put(sums + k * LANES, t[k]);
+}
+
+/* The depthwise convolution of a group's planes. */
+static void looked(float *restrict out, float *restrict work, const float *restrict planes, const float *taps, int count, Shape s) {
+    float *plane = work, *row = work + s.plane;
+    for (int c = 0; c < s.channels; c++) {
+        for (int n = 0; n < count; n++) {
+            bordered(plane, planes + c * s.span + n * s.pixels, s);
+            depthwise(out + c * s.span + n * s.pixels, row, plane, taps + 9 * c, 0, s);
+        }
+        memset(out + c * s.span + count * s.pixels, 0, (s.span - count * s.pixels) * sizeof(float));
+    }
+}
+
+/* Each pixel's channels of one strip to mean nought and deviation one; gives back one over the deviation. */
+static inline void normed(float *restrict out, long out_span, float *restrict root, const float *restrict in, long in_span, int channels, float eps) {
+    for (int half = 0; half < PAIR; half += LANES) {
+        vec mean = {}, square = {};
+        for (int c = 0; c < channels; c++) mean += at(in + c * in_span + half);
+        mean *= 1.0f / channels;
+        for (int c = 0; c < channels; c++) {
+            vec d = at(in + c * in_span + half) - mean;
+            square += d * d;
+        }
+        vec r = inverse_root(square * (1.0f / channels) + eps);
+        for (int c = 0; c < channels; c++) put(out + c * out_span + half, (at(in + c * in_span + half) - mean) * r);
+        if (root) put(root + half, r);
+    }
+}
+
+/* images, out  [count][C][H][W], or where it says "last" [count][H][W][C]
+   taps         [C][9]
+   widen        [C][2C]: from the normed channel, with the norm's gain in it, to gates and values; bias [2C] what the norm's shift adds to them
+   narrow       [C][C]: from the gated channel to the block's, with its scale in it
+   Returns 1 where there is no memory. */
+int block_forward(const float *images, int images_last, float *out, int out_last, const float *taps, const float *widen, const float *bias, const float *narrow, float eps,
+                  int count, int channels, int height, int width) {
+    Shape s = shape_of(channels, height, width, count);
+    long C = channels, plane = C * s.span;
+    float *work = zeros(2 * s.plane + 3 * plane + 4 * C * PAIR);
+    if (!work) return 1;
+    float *own = work + 2 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * PAIR, *gated = wide + 2 * C * PAIR;
+    for (int first = 0; first < count; first += s.images) {
+        int here = count - first < s.images ? count - first : s.images;
+        taken(own, images + first * C * s.pixels, images_last, here, s);
+        looked(look, work, own, taps, here, s);
+        for (long p = 0; p < s.span; p += PAIR) {
+            normed(norm, PAIR, NULL, look + p, s.span, channels, eps);
+            product(wide, PAIR, widen, bias, norm, PAIR, channels, 2 * channels);
+            for (long c = 0; c < C * PAIR; c += LANES) {
+                vec gate = at(wide + c);
+                put(gated + c, gate * sigmoid(gate) * at(wide + C * PAIR + c));
+            }
+            product(made + p, s.span, narrow, NULL, gated, PAIR, channels, channels);
+        }
+        for (long p = 0; p < plane; p += LANES) put(made + p, at(made + p) + at(own + p));
+        given_back(out + first * C * s.pixels, made, out_last, here, s);
+    }
+    free(work);
+    return 0;
+}
+
+/* gradient, out         of the block's output; of its input, which lies as the images do
+   widen_back            [2C][C], narrow_back [C][C]: the same filters, from the output's channels to the input's
+   tap_sums              [C][9], wide_sums [2C][C], bias_sums [2C], narrow_sums [C][C]: gradients of taps, widen turned round, bias and narrow turned round */
+int block_backward(const float *images, int images_last, const float *gradient, int gradient_last, float *out, const float *taps, const float *widen, const float *bias,
+                   const float *widen_back, const float *narrow_back, float *tap_sums, float *wide_sums, float *bias_sums, float *narrow_sums, float eps, int count,
+                   int channels, int height, int width) {
+    Shape s = shape_of(channels, height, width, count);
+    long C = channels, plane = C * s.span, partial = LANES * (C * 9 + 2 * C * C + 2 * C + C * C);
+    float *work = zeros(3 * s.plane + 8 * plane + s.span + 4 * C * PAIR + partial);
+    if (!work) return 1;
+    float *look = work + 3 * s.plane, *norm = look + plane, *gated = norm + plane, *back = gated + plane, *given = back + plane, *wide = given + plane,
+          *own = wide + 2 * plane, *root = own + plane, *made = root + s.span, *through = made + 2 * C * PAIR, *taps_part = through + 2 * C * PAIR,
+          *wide_part = taps_part + LANES * C * 9, *bias_part = wide_part + LANES * 2 * C * C, *narrow_part = bias_part + LANES * 2 * C;
+    for (int first = 0; first < count; first += s.images) {
+        int here = count - first < s.images ? count - first : s.images;
+        taken(own, images + first * C * s.pixels, images_last, here, s);
+        taken(given, gradient + first * C * s.pixels, gradient_last, here, s);
+        looked(look, work, own, taps, here, s);
+        for (long p = 0; p < s.span; p += PAIR) {
+            normed(norm + p, s.span, root + p, look + p, s.span, channels, eps);
+            product(made, PAIR, widen, bias, norm + p, s.span, channels, 2 * channels);
+            product(through, PAIR, narrow_back, NULL, given + p, s.span, channels, channels); /* the gradient of what is gated */
+            for (long c = 0; c < C; c++)
+                for (int half = 0; half < PAIR; half += LANES) {
+                    long q = c * PAIR + half, w = c * s.span + p + half;
+                    vec gate = at(made + q), value = at(made + C * PAIR + q), up = at(through + q), share = sigmoid(gate), silu = gate * share;
+                    vec of_gate = up * value * (share + silu * (1.0f - share)), of_value = up * silu;
+                    put(gated + w, silu * value), put(wide + w, of_gate), put(wide + plane + w, of_value);
+                    put(bias_part + c * LANES, at(bias_part + c * LANES) + of_gate);
+                    put(bias_part + (C + c) * LANES, at(bias_part + (C + c) * LANES) + of_value);
+                }
+            product(through, PAIR, widen_back, NULL, wide + p, s.span, 2 * channels, channels); /* the gradient of what is normed */
+            for (int half = 0; half < PAIR; half += LANES) {
+                vec mean = {}, along = {}, r = at(root + p + half);
+                for (long c = 0; c < C; c++) mean += at(through + c * PAIR + half), along += at(through + c * PAIR + half) * at(norm + c * s.span + p + half);
+                mean *= 1.0f / C, along *= 1.0f / C;
+                for (long c = 0; c < C; c++) put(back + c * s.span + p + half, (at(through + c * PAIR + half) - mean - at(norm + c * s.span + p + half) * along) * r);
+            }
+        }
+        outer(narrow_part, given, channels, gated, channels, s.span);
+        outer(wide_part, wide, 2 * channels, norm, channels, s.span);
+        float *ours = work, *row = ours + s.plane, *theirs = row + s.plane;
+        for (long c = 0; c < C; c++)
+            for (int n = 0; n < here; n++) {
+                long at_image = c * s.span + n * s.pixels;
+                bordered(ours, own + at_image, s);
+                bordered(theirs, back + at_image, s);
+                taps_of(taps_part + 9 * c * LANES, theirs, ours, s);
+                depthwise(look + at_image, row, theirs, taps + 9 * c, 1, s);
+            }
+        for (long p = 0; p < plane; p += LANES) put(given + p, at(given + p) + at(look + p));
+        given_back(out + first * C * s.pixels, given, images_last, here, s);
+    }
+    for (long k = 0; k < 9 * C; k++) tap_sums[k] = sum(at(taps_part + k * LANES));
+    for (long k = 0; k < 2 * C * C; k++) wide_sums[k] = sum(at(wide_part + k * LANES));
+    for (long k = 0; k < 2 * C; k++) bias_sums[k] = sum(at(bias_part + k * LANES));
+    for (long k = 0; k < C * C; k++) narrow_sums[k] = sum(at(narrow_part + k * LANES));
+    free(work);
+    return 0;
+}

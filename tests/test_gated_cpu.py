@@ -1,0 +1,169 @@
+"""The processor's operator for a tiny net's block against torch's own operations."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+import nets
+from nets import gated_cpu, tiny
+
+SIZES = [
+    (3, 16, 32, 32),
+    (70, 40, 8, 8),
+    (2, 24, 7, 5),
+    (1, 8, 1, 1),
+    (33, 48, 4, 6),
+    (2, 64, 20, 20),
+]  # whole vectors and not, one group of images and several, one part and several
+
+pytestmark = pytest.mark.skipif(not gated_cpu.available(), reason="no C compiler here that can make nets/gated_cpu.c")
+
+
+def made(channels: int, times: int = 1, last: bool = True) -> tiny.Block:
+    """A block whose every part matters."""
+    torch.manual_seed(channels)
+    block = tiny.Block(channels, "batch", 0.0, times=times, last=last)
+    for own in (block, *block.more):
+        for parameter in (own.norm.weight, own.scale):
+            nn.init.uniform_(parameter, 0.5, 2)
+        nn.init.normal_(own.norm.bias)
+    return block.to(memory_format=torch.channels_last)
+
+
+def plain(block: tiny.Block) -> tiny.Block:
+    """A copy that torch's own operations work out, in float64."""
+    copy = deepcopy(block).double()
+    assert not copy.nativable(torch.zeros(1, 8, 4, 4, dtype=torch.float64))
+    return copy
+
+
+def check(block: tiny.Block, use, images: torch.Tensor, gradient: torch.Tensor, limit: float = 2e-5) -> None:
+    """Outputs and all gradients of `use` as float64's, within a share of their largest value."""
+    wanted, whole, ours = plain(block), images.double().requires_grad_(), images.clone().requires_grad_()
+    expected, out = wanted(whole), use(ours)
+    expected.backward(gradient.double())
+    out.backward(gradient)
+    pairs = {"out": (out, expected), "images": (ours.grad, whole.grad)} | {
+        name: (p.grad, q.grad) for (name, p), q in zip(block.named_parameters(), wanted.parameters())
+    }
+    for name, (a, b) in pairs.items():
+        assert (a.double() - b).abs().max() <= limit * b.abs().max(), name
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("times, last", [(1, True), (2, False)])
+@pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
+def test_a_block_gives_what_torch_gives(size, times, last, memory):
+    block = made(size[1], times, last)
+    images, gradient = torch.randn(size).to(memory_format=memory), torch.randn(size)
+    assert block.nativable(images)
+    with torch.no_grad():
+        order = torch.channels_last if last else torch.contiguous_format
+        assert block(images).is_contiguous(memory_format=order)
+    check(block, block, images, gradient)
+    block.zero_grad()
+    check(block, block, images, gradient.to(memory_format=torch.channels_last))
+
+
+def test_a_map_in_another_order_of_memory_is_taken_too():
+    block = made(16)
+    images, gradient = torch.randn(16, 5, 6, 4).transpose(0, 1).transpose(2, 3), torch.randn(5, 16, 6, 4)[..., [3, 2, 1, 0]]
+    assert gated_cpu.order(images) == torch.contiguous_format and not images.is_contiguous()
+    check(block, block, images[..., ::2], gradient[:, :, :4, :3])
+
+
+def test_large_gates_and_numbers_that_are_none():
+    block = made(8)
+    with torch.no_grad():
+        block.widen.weight *= 300  # gates far outside of what exp knows
+    check(block, block, 10 * torch.randn(2, 8, 6, 6), torch.randn(2, 8, 6, 6), 1e-4)
+    with torch.no_grad():
+        bad = torch.randn(2, 8, 6, 6)
+        bad[1, 3, 2, 2] = torch.nan
+        out = block(bad)
+        assert out[0].isfinite().all() and out[1, :, 2, 2].isnan().all()
+
+
+def test_the_same_bits_by_any_number_of_threads():
+    """Parts of a batch are of one size, and their sums are added up in their order."""
+    block, images = made(24), torch.randn(100, 24, 8, 8)
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            block.zero_grad()
+            ours = images.clone().requires_grad_()
+            block(ours).square().sum().backward()
+            found.append([ours.grad, *(p.grad for p in block.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    for several in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], several))
+
+
+def test_when_it_is_used():
+    block, images = made(16), torch.zeros(2, 16, 4, 4)
+    assert block.nativable(images) and made(16, 2).nativable(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not block.nativable(images)
+    assert not block.nativable(images.double()) and not block.nativable(torch.zeros(2, 12, 4, 4))
+    assert not tiny.Block(16, "group", 0.0).nativable(images) and not tiny.Block(16, "batch", 0.1).nativable(images)
+    assert not block.eval().nativable(images)
+
+
+def test_the_operators_hold_to_torchs_rules():
+    parameters = [p.detach().clone().requires_grad_() for p in made(8).matrices(made(8))]
+    for memory in (torch.channels_last, torch.contiguous_format):
+        images = torch.randn(2, 8, 4, 4).to(memory_format=memory).requires_grad_()
+        torch.library.opcheck(gated_cpu.gated_block, (images, *parameters, 1e-5, True))
+
+
+def test_compiled_it_gives_what_it_gives():
+    block, images = made(16, 2), torch.randn(4, 16, 8, 8).to(memory_format=torch.channels_last)
+    check(block, torch.compile(block), images, torch.randn(4, 16, 8, 8))
+
+
+def test_several_nets_as_one_program():
+    blocks, images = [made(8), made(8)], torch.randn(2, 3, 8, 5, 5)
+    nn.init.normal_(blocks[1].narrow.weight)
+    stacked = {name: torch.stack([dict(b.named_parameters())[name].detach() for b in blocks]).requires_grad_() for name, _ in blocks[0].named_parameters()}
+    out = vmap(partial(functional_call, blocks[0]))(stacked, (images,))
+    out.square().sum().backward()
+    for i, block in enumerate(blocks):
+        alone = plain(block)(images[i].double())
+        alone.square().sum().backward()
+        torch.testing.assert_close(out[i].double(), alone, rtol=1e-4, atol=1e-4)
+    again = plain(blocks[1])
+    again(images[1].double()).square().sum().backward()
+    for name, parameter in again.named_parameters():
+        torch.testing.assert_close(stacked[name].grad[1].double(), parameter.grad, rtol=1e-4, atol=1e-4 * float(parameter.grad.abs().max()))
+
+
+def test_its_arithmetic_is_counted(monkeypatch):
+    net = nets.load("tiny25k")
+    counted = nets.training_flop(net)
+    monkeypatch.setattr(gated_cpu, "available", lambda: False)
+    assert counted == nets.training_flop(net) == 2 * (3 * nets.macs(net) - 3 * 16 * 9 * 32 * 32)  # images have no gradient
+
+
+def test_without_a_compiler_torch_does_it():
+    code = "from nets import gated_cpu, tiny; import torch; b = tiny.Block(8, 'batch', 0.0); x = torch.zeros(1, 8, 4, 4); print(b.nativable(x), b(x).shape)"
+    for path in ("/nowhere/cc", "false"):  # none, and one that fails
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CC": path})
+        assert done.stdout.split()[0] == "False", done.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_hindrance():
+    made = gated_cpu.make(shutil.which(os.environ.get("CC", "cc")), Path("/proc/none/block.so"))
+    assert made.name == "block.so" and made.parent != Path("/proc/none") and ctypes.CDLL(str(made)).block_forward
+    shutil.rmtree(made.parent)
