@@ -34,6 +34,11 @@ else:
     gated = None  # type: ignore[assignment]
 
 
+def exporting() -> bool:
+    """Whether the net is being made a program for any machine, which has no kernels of ours. In torch.compile torch 2.11 says of itself that it exports."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 class Look(nn.Module):
     """What each use of a block's 1x1 filters has of its own: a depthwise 3x3, a norm and a scale, 12 * channels parameters."""
 
@@ -77,7 +82,7 @@ class Block(Look):
     def fusible(self, images_NCHW: torch.Tensor) -> bool:
         """Whether the kernels can do it: they know half precision, a norm over each pixel's channels, no dropout, and not too many channels. An exported program
         is for any machine."""
-        if gated is None or not images_NCHW.is_cuda or images_NCHW.dtype.itemsize != 2 or torch.compiler.is_exporting():
+        if gated is None or not images_NCHW.is_cuda or images_NCHW.dtype.itemsize != 2 or exporting():
             return False
         return type(self.norm) is ChannelNorm and not (self.training and self.dropout.p) and images_NCHW.shape[1] <= gated.MOST
 
@@ -87,7 +92,7 @@ class Block(Look):
 
     def nativable(self, images_NCHW: torch.Tensor) -> bool:
         """Whether a processor's operator can do it, and is wanted: in training, in float32, where a compiler has made it."""
-        if type(self.norm) is not ChannelNorm or not self.training or self.dropout.p or torch.compiler.is_exporting():
+        if type(self.norm) is not ChannelNorm or not self.training or self.dropout.p or exporting():
             return False
         known = images_NCHW.device.type == "cpu" and images_NCHW.dtype == torch.float32 and images_NCHW.shape[1] % 8 == 0
         return known and not torch.is_autocast_enabled("cpu") and gated_cpu.available()

@@ -133,6 +133,20 @@ def test_compiled_it_gives_what_it_gives():
     check(block, torch.compile(block), images, torch.randn(4, 16, 8, 8))
 
 
+def test_a_compiled_net_has_the_operator_and_an_exported_one_has_not():
+    """torch 2.11 says in torch.compile, too, that it exports: no compiled step had the kernels."""
+    block, images, graphs = made(16), torch.randn(4, 16, 8, 8), []
+
+    def kept(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph
+
+    torch.compile(block, backend=kept)(images)
+    assert "gated_block_cpu" in "".join(graphs)
+    assert "gated_block_cpu" not in str(torch.export.export(block, (images,)).graph)
+    assert not tiny.exporting()
+
+
 def test_several_nets_as_one_program():
     blocks, images = [made(8), made(8)], torch.randn(2, 3, 8, 5, 5)
     nn.init.normal_(blocks[1].narrow.weight)
