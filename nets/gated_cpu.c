@@ -11,12 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX512F__
+#ifndef __AVX2__
+#error "for vectors of 256 bits and more: elsewhere torch's own operations are the better choice"
+#elif defined(__AVX512F__)
 enum { LANES = 16, OUT = 8 };
 #else
 enum { LANES = 8, OUT = 4 };
 #endif
-enum { PAIR = 2 * LANES, WANTED = 1024 }; /* pixels that a product takes at a time; that a group of images is to have */
+enum { PAIR = 2 * LANES, WANTED = 1024, FOUR = 4 }; /* pixels that a product takes at a time; that a group of images is to have */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int veci __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -30,7 +32,7 @@ static inline float sum(vec x) {
     return s;
 }
 
-#ifdef __AVX512F__ /* the instructions that guess 14 bits, and a step of Newton's: a division takes ten times as long as a product */
+#ifdef __AVX512F__ /* its instructions that guess 14 bits, and a step of Newton's: a division takes ten times as long as a product */
 static inline vec inverse(vec x) {
     vec r = (vec)_mm512_rcp14_ps((__m512)x);
     return r * (2.0f - x * r);
@@ -39,6 +41,8 @@ static inline vec inverse_root(vec x) {
     vec r = (vec)_mm512_rsqrt14_ps((__m512)x);
     return r * (1.5f - 0.5f * x * r * r);
 }
+static inline vec between(vec x, float limit) { return (vec)_mm512_max_ps((__m512)all(-limit), _mm512_min_ps((__m512)all(limit), (__m512)x)); }
+static inline vec times_two_to(vec x, vec whole) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)whole); }
 #else
 static inline vec inverse(vec x) { return 1.0f / x; }
 static inline vec inverse_root(vec x) {
@@ -46,14 +50,16 @@ static inline vec inverse_root(vec x) {
     for (int i = 0; i < LANES; i++) r[i] = 1.0f / sqrtf(x[i]);
     return r;
 }
+static inline vec between(vec x, float limit) { /* what is no number stays none */
+    veci over = x > limit, under = x < -limit;
+    return (vec)((over & (veci)all(limit)) | (under & (veci)all(-limit)) | (~(over | under) & (veci)x));
+}
+static inline vec times_two_to(vec x, vec whole) { return x * (vec)((__builtin_convertvector(whole, veci) + 127) << 23); }
 #endif
 
-static inline vec chosen(veci which, vec a, vec b) { return (vec)((which & (veci)a) | (~which & (veci)b)); }
-
-/* exp(x) to 2 ulp: 2 to the nearest whole number, by its bits, times 2 to the rest, by a polynomial (Cephes). */
+/* exp(x) to 2 ulp: 2 to the nearest whole number times e to the rest, by a polynomial (Cephes). */
 static inline vec exponential(vec x) {
-    x = chosen(x > 87.0f, all(87.0f), x);
-    x = chosen(x < -87.0f, all(-87.0f), x);
+    x = between(x, 87.0f);
     vec whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
     vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
@@ -61,9 +67,7 @@ static inline vec exponential(vec x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    veci power = (__builtin_convertvector(whole, veci) + 127) << 23;
-    return p * (vec)power;
+    return times_two_to(p * r * r + r + 1.0f, whole);
 }
 
 static inline vec sigmoid(vec x) { return inverse(1.0f + exponential(-x)); }
@@ -146,6 +150,9 @@ static inline void turn(float *restrict to, long to_span, const float *restrict 
     }
 }
 
+/* Whether an image's channels are planes as they lie. */
+static inline int are_planes(int last, Shape s) { return !last && s.images == 1 && s.pixels % PAIR == 0; }
+
 /* Images, [count][C][pixels] or with their channels last [count][pixels][C], into planes, zeros behind the last. */
 static void taken(float *restrict planes, const float *restrict images, int last, int count, Shape s) {
     long C = s.channels;
@@ -181,6 +188,20 @@ static void given_back(float *restrict images, const float *restrict planes, int
     }
 }
 
+/* The planes of some images: their own, where they are some, or a copy. */
+static const float *planes_of(float *copy, const float *images, int last, int count, Shape s) {
+    if (are_planes(last, s)) return images;
+    taken(copy, images, last, count, s);
+    return copy;
+}
+
+/* out = the sum of two groups of planes, of which the first is overwritten. */
+static void added(float *restrict out, float *restrict planes, const float *restrict more, int last, int count, Shape s) {
+    float *to = are_planes(last, s) ? out : planes;
+    for (long p = 0; p < s.channels * s.span; p += LANES) put(to + p, at(planes + p) + at(more + p));
+    if (to != out) given_back(out, planes, last, count, s);
+}
+
 /* Rows of a few floats, for which a call of memcpy takes longer than the copy. */
 static inline void rows(float *restrict to, long to_pitch, const float *restrict from, long from_pitch, Shape s) {
     int whole = s.width / 8 * 8;
@@ -192,10 +213,29 @@ static inline void rows(float *restrict to, long to_pitch, const float *restrict
 
 static inline void bordered(float *restrict plane, const float *restrict image, Shape s) { rows(plane + s.pitch + 1, s.pitch, image, s.width, s); }
 
+/* Whether rows are whole vectors, four and four: then a row that is loaded serves all of four that it is next to. */
+static inline int in_fours(Shape s) { return s.width % LANES == 0 && s.height % FOUR == 0; }
+
 /* out = the correlation of an image's plane with nine taps, or with them turned round. */
 static void depthwise(float *restrict out, float *restrict row, const float *restrict plane, const float *restrict taps, int turned, Shape s) {
     vec t[9];
     for (int k = 0; k < 9; k++) t[k] = all(taps[turned ? 8 - k : k]);
+    if (in_fours(s)) {
+        for (int y = 0; y < s.height; y += FOUR)
+            for (int x = 0; x < s.width; x += LANES) {
+                vec sum[FOUR] = {};
+                const float *in = plane + y * s.pitch + x;
+#pragma GCC unroll 6
+                for (int r = 0; r < FOUR + 2; r++, in += s.pitch) {
+                    vec left = at(in), middle = at(in + 1), right = at(in + 2);
+#pragma GCC unroll 4
+                    for (int k = 0; k < FOUR; k++)
+                        if (r >= k && r <= k + 2) sum[k] += t[3 * (r - k)] * left + t[3 * (r - k) + 1] * middle + t[3 * (r - k) + 2] * right;
+                }
+                for (int k = 0; k < FOUR; k++) put(out + (long)(y + k) * s.width + x, sum[k]);
+            }
+        return;
+    }
     long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
     for (long q = first; q < last; q += LANES) {
         vec sum = {};
@@ -206,15 +246,31 @@ static void depthwise(float *restrict out, float *restrict row, const float *res
     rows(out, s.width, row + first, s.pitch, s);
 }
 
-/* sums[k] += the gradient's plane times the image's, a tap away, as LANES partial sums. */
-static void taps_of(float *restrict sums, const float *restrict gradient, const float *restrict plane, Shape s) {
+/* sums[k] += the gradient times the image's plane, a tap away, as LANES partial sums; the gradient as it is, and with a border. */
+static void taps_of(float *restrict sums, const float *restrict gradient, const float *restrict bordered_gradient, const float *restrict plane, Shape s) {
     vec t[9];
     for (int k = 0; k < 9; k++) t[k] = at(sums + k * LANES);
-    long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
-    for (long q = first; q < last; q += LANES) {
-        vec g = at(gradient + q);
+    if (in_fours(s))
+        for (int y = 0; y < s.height; y += FOUR)
+            for (int x = 0; x < s.width; x += LANES) {
+                vec g[FOUR];
+                for (int k = 0; k < FOUR; k++) g[k] = at(gradient + (long)(y + k) * s.width + x);
+                const float *in = plane + y * s.pitch + x;
+#pragma GCC unroll 6
+                for (int r = 0; r < FOUR + 2; r++, in += s.pitch) {
+                    vec left = at(in), middle = at(in + 1), right = at(in + 2);
+#pragma GCC unroll 4
+                    for (int k = 0; k < FOUR; k++)
+                        if (r >= k && r <= k + 2) t[3 * (r - k)] += g[k] * left, t[3 * (r - k) + 1] += g[k] * middle, t[3 * (r - k) + 2] += g[k] * right;
+                }
+            }
+    else {
+        long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
+        for (long q = first; q < last; q += LANES) {
+            vec g = at(bordered_gradient + q);
 #pragma GCC unroll 9
-        for (int k = 0; k < 9; k++) t[k] += g * at(plane + q + (k / 3 - 1) * s.pitch + k % 3 - 1);
+            for (int k = 0; k < 9; k++) t[k] += g * at(plane + q + (k / 3 - 1) * s.pitch + k % 3 - 1);
+        }
     }
     for (int k = 0; k < 9; k++) put(sums + k * LANES, t[k]);
 }
@@ -261,8 +317,8 @@ int block_forward(const float *images, int images_last, float *out, int out_last
     float *own = work + 2 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * PAIR, *gated = wide + 2 * C * PAIR;
     for (int first = 0; first < count; first += s.images) {
         int here = count - first < s.images ? count - first : s.images;
-        taken(own, images + first * C * s.pixels, images_last, here, s);
-        looked(look, work, own, taps, here, s);
+        const float *in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
+        looked(look, work, in, taps, here, s);
         for (long p = 0; p < s.span; p += PAIR) {
             normed(norm, PAIR, NULL, look + p, s.span, channels, eps);
             product(wide, PAIR, widen, bias, norm, PAIR, channels, 2 * channels);
@@ -272,8 +328,7 @@ int block_forward(const float *images, int images_last, float *out, int out_last
             }
             product(made + p, s.span, narrow, NULL, gated, PAIR, channels, channels);
         }
-        for (long p = 0; p < plane; p += LANES) put(made + p, at(made + p) + at(own + p));
-        given_back(out + first * C * s.pixels, made, out_last, here, s);
+        added(out + first * C * s.pixels, made, in, out_last, here, s);
     }
     free(work);
     return 0;
@@ -294,13 +349,13 @@ int block_backward(const float *images, int images_last, const float *gradient, 
           *wide_part = taps_part + LANES * C * 9, *bias_part = wide_part + LANES * 2 * C * C, *narrow_part = bias_part + LANES * 2 * C;
     for (int first = 0; first < count; first += s.images) {
         int here = count - first < s.images ? count - first : s.images;
-        taken(own, images + first * C * s.pixels, images_last, here, s);
-        taken(given, gradient + first * C * s.pixels, gradient_last, here, s);
-        looked(look, work, own, taps, here, s);
+        const float *in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
+        const float *up_to_here = planes_of(given, gradient + first * C * s.pixels, gradient_last, here, s);
+        looked(look, work, in, taps, here, s);
         for (long p = 0; p < s.span; p += PAIR) {
             normed(norm + p, s.span, root + p, look + p, s.span, channels, eps);
             product(made, PAIR, widen, bias, norm + p, s.span, channels, 2 * channels);
-            product(through, PAIR, narrow_back, NULL, given + p, s.span, channels, channels); /* the gradient of what is gated */
+            product(through, PAIR, narrow_back, NULL, up_to_here + p, s.span, channels, channels); /* the gradient of what is gated */
             for (long c = 0; c < C; c++)
                 for (int half = 0; half < PAIR; half += LANES) {
                     long q = c * PAIR + half, w = c * s.span + p + half;
@@ -318,19 +373,18 @@ int block_backward(const float *images, int images_last, const float *gradient, 
                 for (long c = 0; c < C; c++) put(back + c * s.span + p + half, (at(through + c * PAIR + half) - mean - at(norm + c * s.span + p + half) * along) * r);
             }
         }
-        outer(narrow_part, given, channels, gated, channels, s.span);
+        outer(narrow_part, up_to_here, channels, gated, channels, s.span);
         outer(wide_part, wide, 2 * channels, norm, channels, s.span);
         float *ours = work, *row = ours + s.plane, *theirs = row + s.plane;
         for (long c = 0; c < C; c++)
             for (int n = 0; n < here; n++) {
                 long at_image = c * s.span + n * s.pixels;
-                bordered(ours, own + at_image, s);
+                bordered(ours, in + at_image, s);
                 bordered(theirs, back + at_image, s);
-                taps_of(taps_part + 9 * c * LANES, theirs, ours, s);
+                taps_of(taps_part + 9 * c * LANES, back + at_image, theirs, ours, s);
                 depthwise(look + at_image, row, theirs, taps + 9 * c, 1, s);
             }
-        for (long p = 0; p < plane; p += LANES) put(given + p, at(given + p) + at(look + p));
-        given_back(out + first * C * s.pixels, given, images_last, here, s);
+        added(out + first * C * s.pixels, look, up_to_here, images_last, here, s);
     }
     for (long k = 0; k < 9 * C; k++) tap_sums[k] = sum(at(taps_part + k * LANES));
     for (long k = 0; k < 2 * C * C; k++) wide_sums[k] = sum(at(wide_part + k * LANES));

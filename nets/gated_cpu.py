@@ -1,7 +1,7 @@
 """A tiny net's block (`tiny.py`) on a processor: an operator of torch on C (`gated_cpu.c`), which the system's compiler makes where a training first needs it.
 
 By torch.compile a block reads and writes its map some 45 times on the way forward and back; here the maps of a few images stay in the cache, and what the way back
-needs is worked out again. `benchmarks/LOG.md` has what that gives. Where there is no compiler, a block is torch's own operations.
+needs is worked out again. `benchmarks/LOG.md` has what that gives. Where there is no compiler, or no AVX2, a block is torch's own operations.
 
 Shapes: images_NCHW float32, in either order of memory; look_C9, gain_C, shift_C, widen_HC with gates before values, H = 2C, narrow_CC, scale_C; C a multiple of eight.
 """
