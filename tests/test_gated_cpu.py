@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 import nets
 from nets import gated_cpu, tiny
 
+COMPILER = shutil.which(os.environ.get("CC", "cc"))
 SIZES = [
     (3, 16, 32, 32),
     (70, 40, 8, 8),
@@ -170,6 +171,18 @@ def test_its_arithmetic_is_counted(monkeypatch):
     assert counted == nets.training_flop(net) == 2 * (3 * nets.macs(net) - 3 * 16 * 9 * 32 * 32)  # images have no gradient
 
 
+@pytest.mark.parametrize("vectors", ["native", "haswell"])
+def test_no_byte_outside_of_its_maps_is_touched(tmp_path, vectors):
+    """By the compiler's sanitizers; of 512 bits where the processor has them, and of 256."""
+    flags = [f"-march={vectors}", *(flag for flag in gated_cpu.FLAGS if flag.startswith("-f") and flag != "-fPIC"), "-O1", "-fsanitize=address,undefined"]
+    driver = Path(__file__).with_name("drive_gated_cpu.c")
+    built = subprocess.run([COMPILER, *flags, "-o", tmp_path / "drive", driver, "-lm"], capture_output=True, text=True)
+    if built.returncode:
+        pytest.skip(f"no sanitizers here: {built.stderr.strip().splitlines()[-1]}")
+    done = subprocess.run([tmp_path / "drive"], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
 def test_without_a_compiler_torch_does_it():
     code = "from nets import gated_cpu, tiny; import torch; b = tiny.Block(8, 'batch', 0.0); x = torch.zeros(1, 8, 4, 4); print(b.nativable(x), b(x).shape)"
     for path in ("/nowhere/cc", "false"):  # none, and one that fails
@@ -178,6 +191,6 @@ def test_without_a_compiler_torch_does_it():
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_hindrance():
-    made = gated_cpu.make(shutil.which(os.environ.get("CC", "cc")), Path("/proc/none/block.so"))
+    made = gated_cpu.make(COMPILER, Path("/proc/none/block.so"))
     assert made.name == "block.so" and made.parent != Path("/proc/none") and ctypes.CDLL(str(made)).block_forward
     shutil.rmtree(made.parent)
