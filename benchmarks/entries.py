@@ -170,7 +170,7 @@ ENTRIES = (
         "taught",
         "How accurate are tiny nets that also learn what those three predict, on the whole? Not to be mixed with the untaught.",
         "benchmarks.pareto",
-        full=f"tiny --nets tiny25k tiny50k --teacher-share 0.9 --temperature 4 {LONG}",
+        full=f"tiny --nets tiny25k tiny50k {LONG}",
         quick=f"tiny --nets tiny10k --epochs 1 --no-report {TINY}",
         writes={"--out": "taught"},
         result="taught/pareto.md",
