@@ -58,9 +58,10 @@ class Point:
 
 
 def about(points: list[Point]) -> str:
-    """One line of what all points share: data, what was tested, machine."""
+    """One line of what all points share: data, what was tested, precision and machine, or those of them all."""
     first = points[0].values
-    machine, images = first["hardware"], first["settings"]["recipe"]["limit"]
+    images = first["settings"]["recipe"]["limit"]
     some = f"{images:,} training images, balanced" if images else "all training images"
     precisions = " and ".join(dict.fromkeys(point.values["precision"] for point in points))
-    return f"{points[0].data}, {some}, tested on {first['tested_on']}; final epoch; {precisions} on {machine['device']}"
+    machines = " and ".join(dict.fromkeys(point.values["hardware"]["device"] for point in points))
+    return f"{points[0].data}, {some}, tested on {first['tested_on']}; final epoch; {precisions} on {machines}"
