@@ -130,23 +130,29 @@ static float *zeros(long floats) {
 }
 
 typedef float oct __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int octi __attribute__((vector_size(32)));
+#ifdef __clang__
+#define MIXED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* before its twelfth version gcc knows no other */
+#define MIXED(a, b, ...) __builtin_shuffle(a, b, (octi){__VA_ARGS__})
+#endif
 
 /* Eight vectors of eight turned round: to[j][i] = from[i][j]. */
 static inline void turn(float *restrict to, long to_span, const float *restrict from, long from_span) {
     oct r[8], t[8];
     for (int i = 0; i < 8; i++) r[i] = *(const oct *)(from + i * from_span);
     for (int i = 0; i < 8; i += 2) {
-        t[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        t[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+        t[i] = MIXED(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        t[i + 1] = MIXED(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
     }
     for (int i = 0; i < 8; i += 4)
         for (int j = 0; j < 2; j++) {
-            r[i + j] = __builtin_shufflevector(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            r[i + j + 2] = __builtin_shufflevector(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+            r[i + j] = MIXED(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            r[i + j + 2] = MIXED(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
         }
     for (int j = 0; j < 4; j++) {
-        *(oct *)(to + j * to_span) = __builtin_shufflevector(r[j], r[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        *(oct *)(to + (j + 4) * to_span) = __builtin_shufflevector(r[j], r[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        *(oct *)(to + j * to_span) = MIXED(r[j], r[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *(oct *)(to + (j + 4) * to_span) = MIXED(r[j], r[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
 }
 
