@@ -18,7 +18,7 @@ enum { LANES = 16, OUT = 8 };
 #else
 enum { LANES = 8, OUT = 4 };
 #endif
-enum { PAIR = 2 * LANES, WANTED = 1024, FOUR = 4 }; /* pixels that a product takes at a time; that a group of images is to have */
+enum { PAIR = 2 * LANES, WANTED = 1024, FOUR = 4 }; /* pixels that a product takes at a time; that a group of images is to have; rows at a time */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int veci __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -32,7 +32,7 @@ static inline float sum(vec x) {
     return s;
 }
 
-#ifdef __AVX512F__ /* its instructions that guess 14 bits, and a step of Newton's: a division takes ten times as long as a product */
+#ifdef __AVX512F__ /* its instructions that guess 14 bits, and a step of Newton's: a division takes the time of several products */
 static inline vec inverse(vec x) {
     vec r = (vec)_mm512_rcp14_ps((__m512)x);
     return r * (2.0f - x * r);
@@ -57,7 +57,7 @@ static inline vec between(vec x, float limit) { /* what is no number stays none 
 static inline vec times_two_to(vec x, vec whole) { return x * (vec)((__builtin_convertvector(whole, veci) + 127) << 23); }
 #endif
 
-/* exp(x) to 2 ulp: 2 to the nearest whole number times e to the rest, by a polynomial (Cephes). */
+/* exp(x): 2 to the nearest whole number times e to the rest, by a polynomial (Cephes). */
 static inline vec exponential(vec x) {
     x = between(x, 87.0f);
     vec whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;

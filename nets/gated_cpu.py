@@ -83,6 +83,8 @@ def threads(count: int) -> ThreadPoolExecutor:
 def shared(count: int, work) -> None:
     """work(first, end) of all parts of `count` images, by as many threads as torch has."""
     parts = [(first, min(first + PART, count)) for first in range(0, count, PART)]
+    if not parts:  # a process that has no images of a batch
+        return
     workers = min(torch.get_num_threads(), len(parts))
     for failed in map(work, *zip(*parts)) if workers == 1 else threads(workers).map(work, *zip(*parts)):
         if failed:

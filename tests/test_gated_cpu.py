@@ -83,6 +83,14 @@ def test_a_map_in_another_order_of_memory_is_taken_too():
     check(block, block, images[..., ::2], gradient[:, :, :4, :3])
 
 
+def test_a_process_without_images_has_gradients_for_all_that():
+    """As where several processes share a batch that is too small for all of them."""
+    block, images = made(16), torch.zeros(0, 16, 8, 8, requires_grad=True)
+    out = block(images)
+    out.sum().backward()
+    assert out.shape == images.shape == images.grad.shape and all((p.grad == 0).all() for p in block.parameters())
+
+
 def test_large_gates_and_numbers_that_are_none():
     block = made(8)
     with torch.no_grad():

@@ -40,4 +40,4 @@ def teacher(folder: str, store: Store) -> nn.Module:
 def finished(folder: str) -> list[Path]:
     """The folders in which the models lie: a model is all that is needed of a single training."""
     alone = Path(folder) / "model.safetensors"
-    return [Path(folder)] if alone.exists() or not Path(folder, "summary.json").exists() else result.seeds(folder)
+    return [Path(folder)] if alone.exists() or not Path(folder, "summary.json").exists() else result.seeds(folder) or [Path(folder)]
