@@ -18,10 +18,18 @@ enum { LANES = 16, OUT = 8 };
 #else
 enum { LANES = 8, OUT = 4 };
 #endif
-enum { PAIR = 2 * LANES, WANTED = 1024, FOUR = 4 }; /* pixels that a product takes at a time; that a group of images is to have; rows at a time */
+enum { PAIR = 2 * LANES, WANTED = 256, FOUR = 4 }; /* pixels that a product takes at a time; that a group of images is to have; rows at a time */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int veci __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+typedef float oct __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int octi __attribute__((vector_size(32)));
+#ifdef __clang__
+#define MIXED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* before its twelfth version gcc knows no other */
+#define MIXED(a, b, ...) __builtin_shuffle(a, b, (octi){__VA_ARGS__})
+#endif
 
 static inline vec at(const float *p) { return *(const vec *)p; }
 static inline void put(float *p, vec x) { *(vec *)p = x; }
@@ -43,6 +51,14 @@ static inline vec inverse_root(vec x) {
 }
 static inline vec between(vec x, float limit) { return (vec)_mm512_max_ps((__m512)all(-limit), _mm512_min_ps((__m512)all(limit), (__m512)x)); }
 static inline vec times_two_to(vec x, vec whole) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)whole); }
+#define MOVED(lanes, high, low, by) (vec)_mm512_maskz_alignr_epi32(lanes, (__m512i)(high), (__m512i)(low), by)
+static inline vec from_left(vec before, vec x) { return MOVED(0xffff, x, before, 15); } /* what stands to the left of each lane; to the right */
+static inline vec from_right(vec x, vec behind) { return MOVED(0xffff, behind, x, 1); }
+/* of a vector of two rows: the same; zeros and the first row; the second and zeros */
+static inline vec left_of_two(vec x) { return MOVED(0xfefe, x, x, 15); }
+static inline vec right_of_two(vec x) { return MOVED(0x7f7f, x, x, 1); }
+static inline vec none_and_first(vec x) { return MOVED(0xff00, x, x, 8); }
+static inline vec second_and_none(vec x) { return MOVED(0x00ff, x, x, 8); }
 #else
 static inline vec inverse(vec x) { return 1.0f / x; }
 static inline vec inverse_root(vec x) {
@@ -55,29 +71,40 @@ static inline vec between(vec x, float limit) { /* what is no number stays none 
     return (vec)((over & (veci)all(limit)) | (under & (veci)all(-limit)) | (~(over | under) & (veci)x));
 }
 static inline vec times_two_to(vec x, vec whole) { return x * (vec)((__builtin_convertvector(whole, veci) + 127) << 23); }
+static inline vec from_left(vec before, vec x) { return MIXED(before, x, 7, 8, 9, 10, 11, 12, 13, 14); }
+static inline vec from_right(vec x, vec behind) { return MIXED(x, behind, 1, 2, 3, 4, 5, 6, 7, 8); }
+static inline vec left_of_two(vec x) { return MIXED(x, (vec){}, 8, 0, 1, 2, 8, 4, 5, 6); }
+static inline vec right_of_two(vec x) { return MIXED(x, (vec){}, 1, 2, 3, 8, 5, 6, 7, 8); }
+static inline vec none_and_first(vec x) { return MIXED(x, (vec){}, 8, 8, 8, 8, 0, 1, 2, 3); }
+static inline vec second_and_none(vec x) { return MIXED(x, (vec){}, 4, 5, 6, 7, 8, 8, 8, 8); }
 #endif
 
-/* exp(x): 2 to the nearest whole number times e to the rest, by a polynomial (Cephes). */
-static inline vec exponential(vec x) {
-    x = between(x, 87.0f);
-    vec whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-    vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    return times_two_to(p * r * r + r + 1.0f, whole);
+/* 1 / (1 + exp(-x)): 2 to the nearest whole number times 2 to the rest, by the polynomial of least relative error (8e-8). */
+static inline vec sigmoid(vec x) {
+    x = between(x * -1.44269504f, 126.0f);
+    vec whole = (x + 12582912.0f) - 12582912.0f, r = x - whole;
+    vec p = 1.32764725e-3f * r + 9.67554096e-3f;
+    p = p * r + 5.55071309e-2f;
+    p = p * r + 2.40221202e-1f;
+    p = p * r + 6.93146944e-1f;
+    return inverse(1.0f + times_two_to(p * r + 1.00000012f, whole));
 }
 
-static inline vec sigmoid(vec x) { return inverse(1.0f + exponential(-x)); }
+/* Channels, the pixels of each one behind the other, in a buffer of ours or as the images lie; `span` from one to the next. */
+typedef struct {
+    const float *at;
+    long span;
+} Planes;
 
-/* out[o][0..PAIR) = start[o] + sum over i of weight[i][o] * in[i][0..PAIR); `outs` a multiple of OUT. */
-static inline void product(float *restrict out, long out_span, const float *restrict weight, const float *restrict start, const float *restrict in, long in_span,
-                           int ins, int outs) {
+/* out[o][0..PAIR) = start[o], or base[o][0..PAIR), + sum over i of weight[i][o] * in[i][0..PAIR); `outs` a multiple of OUT. */
+static inline void product(float *restrict out, long out_span, const float *restrict weight, const float *restrict start, Planes base,
+                           const float *restrict in, long in_span, int ins, int outs) {
     for (int o = 0; o < outs; o += OUT) {
         vec low[OUT], high[OUT];
-        for (int k = 0; k < OUT; k++) low[k] = high[k] = start ? all(start[o + k]) : (vec){};
+        for (int k = 0; k < OUT; k++) {
+            low[k] = high[k] = start ? all(start[o + k]) : (vec){};
+            if (base.at) low[k] = at(base.at + (o + k) * base.span), high[k] = at(base.at + (o + k) * base.span + LANES);
+        }
         const float *w = weight + o, *x = in;
         for (int i = 0; i < ins; i++, w += outs, x += in_span) {
             vec a = at(x), b = at(x + LANES);
@@ -89,15 +116,15 @@ static inline void product(float *restrict out, long out_span, const float *rest
 }
 
 /* sums[i][j] += left[i] . right[j] over the span, each as LANES partial sums; rows and columns multiples of four. */
-static void outer(float *restrict sums, const float *restrict left, int rows, const float *restrict right, int columns, long span) {
+static void outer(float *restrict sums, const float *restrict left, long left_span, int rows, const float *restrict right, long right_span, int columns, long pixels) {
     for (int i = 0; i < rows; i += 4)
         for (int j = 0; j < columns; j += 4) {
             vec s[4][4];
             for (int a = 0; a < 4; a++)
                 for (int b = 0; b < 4; b++) s[a][b] = at(sums + ((i + a) * columns + j + b) * LANES);
-            for (long p = 0; p < span; p += LANES) {
+            for (long p = 0; p < pixels; p += LANES) {
                 vec l[4], r[4];
-                for (int a = 0; a < 4; a++) l[a] = at(left + (i + a) * span + p), r[a] = at(right + (j + a) * span + p);
+                for (int a = 0; a < 4; a++) l[a] = at(left + (i + a) * left_span + p), r[a] = at(right + (j + a) * right_span + p);
 #pragma GCC unroll 4
                 for (int a = 0; a < 4; a++)
 #pragma GCC unroll 4
@@ -109,33 +136,26 @@ static void outer(float *restrict sums, const float *restrict left, int rows, co
 }
 
 typedef struct {
-    int channels, height, width, images; /* of a group */
-    long pixels, span, pitch, plane;     /* of an image; of a group's plane; of a row with its border; of an image with it, and room behind */
+    int channels, height, width, images;   /* of a group */
+    long pixels, full, span, pitch, plane; /* of an image; of a group's plane; to its next one; of a row with its border; of an image with it, and room behind */
 } Shape;
 
 static Shape shape_of(int channels, int height, int width, int images) {
     Shape s = {.channels = channels, .height = height, .width = width, .pixels = (long)height * width, .pitch = width + 2};
     s.images = s.pixels < WANTED ? (int)(WANTED / s.pixels) : 1;
     s.images = s.images < images ? s.images : images;
-    s.span = (s.images * s.pixels + PAIR - 1) / PAIR * PAIR;
+    s.full = (s.images * s.pixels + PAIR - 1) / PAIR * PAIR;
+    s.span = s.full | 16; /* an odd number of cache lines: a power of two of them, and a pixel's channels all fall into one set of the cache */
     s.plane = ((height + 2) * s.pitch + 3 * PAIR) / PAIR * PAIR;
     return s;
 }
 
-/* Zeros, at the beginning of a cache line: a vector that lies across two takes two loads. */
-static float *zeros(long floats) {
+/* Room at the beginning of a cache line, since a vector that lies across two takes two loads; the first of it zeros. */
+static float *room(long zeros, long others) {
     float *p = NULL;
-    if (posix_memalign((void **)&p, 64, floats * sizeof(float))) return NULL;
-    return memset(p, 0, floats * sizeof(float));
+    if (posix_memalign((void **)&p, 64, (zeros + others) * sizeof(float))) return NULL;
+    return memset(p, 0, zeros * sizeof(float));
 }
-
-typedef float oct __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int octi __attribute__((vector_size(32)));
-#ifdef __clang__
-#define MIXED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else /* before its twelfth version gcc knows no other */
-#define MIXED(a, b, ...) __builtin_shuffle(a, b, (octi){__VA_ARGS__})
-#endif
 
 /* Eight vectors of eight turned round: to[j][i] = from[i][j]. */
 static inline void turn(float *restrict to, long to_span, const float *restrict from, long from_span) {
@@ -174,7 +194,7 @@ static void taken(float *restrict planes, const float *restrict images, int last
         for (; p < s.pixels; p++)
             for (long c = 0; c < C; c++) to[c * s.span + p] = images[p * C + c];
     }
-    for (long c = 0; c < C; c++) memset(planes + c * s.span + count * s.pixels, 0, (s.span - count * s.pixels) * sizeof(float));
+    for (long c = 0; c < C; c++) memset(planes + c * s.span + count * s.pixels, 0, (s.full - count * s.pixels) * sizeof(float));
 }
 
 /* And back. */
@@ -195,17 +215,10 @@ static void given_back(float *restrict images, const float *restrict planes, int
 }
 
 /* The planes of some images: their own, where they are some, or a copy. */
-static const float *planes_of(float *copy, const float *images, int last, int count, Shape s) {
-    if (are_planes(last, s)) return images;
+static Planes planes_of(float *copy, const float *images, int last, int count, Shape s) {
+    if (are_planes(last, s)) return (Planes){images, s.pixels};
     taken(copy, images, last, count, s);
-    return copy;
-}
-
-/* out = the sum of two groups of planes, of which the first is overwritten. */
-static void added(float *restrict out, float *restrict planes, const float *restrict more, int last, int count, Shape s) {
-    float *to = are_planes(last, s) ? out : planes;
-    for (long p = 0; p < s.channels * s.span; p += LANES) put(to + p, at(planes + p) + at(more + p));
-    if (to != out) given_back(out, planes, last, count, s);
+    return (Planes){copy, s.span};
 }
 
 /* Rows of a few floats, for which a call of memcpy takes longer than the copy. */
@@ -219,29 +232,73 @@ static inline void rows(float *restrict to, long to_pitch, const float *restrict
 
 static inline void bordered(float *restrict plane, const float *restrict image, Shape s) { rows(plane + s.pitch + 1, s.pitch, image, s.width, s); }
 
-/* Whether rows are whole vectors, four and four: then a row that is loaded serves all of four that it is next to. */
-static inline int in_fours(Shape s) { return s.width % LANES == 0 && s.height % FOUR == 0; }
+/* How many rows a vector holds: one or a part of one, or two; nought where vectors do not end with rows, and four of them with the image. */
+static inline int rows_a_vector(Shape s) {
+    if (s.width % LANES == 0 && s.height % FOUR == 0) return 1;
+    return 2 * s.width == LANES && s.height % (2 * FOUR) == 0 ? 2 : 0;
+}
 
-/* out = the correlation of an image's plane with nine taps, or with them turned round. */
-static void depthwise(float *restrict out, float *restrict row, const float *restrict plane, const float *restrict taps, int turned, Shape s) {
+/* The pixels beside those of a vector, and themselves; zeros outside the image. */
+typedef struct {
+    vec left, middle, right;
+} Row;
+
+static inline __attribute__((always_inline)) Row row_of(const float *plane, int y, int x, int step, Shape s) {
+    const float *p = plane + (long)y * s.width + x;
+    if (step == 2) {
+        vec middle = y < 0 ? none_and_first(at(plane)) : y + 1 == s.height ? second_and_none(at(p - s.width)) : at(p);
+        return (Row){left_of_two(middle), middle, right_of_two(middle)};
+    }
+    if (y < 0 || y == s.height) return (Row){};
+    vec middle = at(p), before = x ? at(p - LANES) : (vec){}, behind = x + LANES < s.width ? at(p + LANES) : (vec){};
+    return (Row){from_left(before, middle), middle, from_right(middle, behind)};
+}
+
+/* A row serves all of four vectors, one below the other, that it is next to. */
+static inline __attribute__((always_inline)) void depthwise_rows(float *restrict out, const float *restrict base, const float *restrict in, const vec *t, int step, Shape s) {
+    for (int y = 0; y < s.height; y += FOUR * step)
+        for (int x = 0; x < s.width; x += LANES) {
+            vec sum[FOUR];
+            for (int k = 0; k < FOUR; k++) sum[k] = base ? at(base + (long)(y + k * step) * s.width + x) : (vec){};
+#pragma GCC unroll 9
+            for (int r = 0; r < (FOUR - 1) * step + 3; r++) {
+                Row row = row_of(in, y + r - 1, x, step, s);
+#pragma GCC unroll 4
+                for (int k = 0; k < FOUR; k++) {
+                    int d = 3 * (r - k * step);
+                    if (d >= 0 && d <= 6) sum[k] += t[d] * row.left + t[d + 1] * row.middle + t[d + 2] * row.right;
+                }
+            }
+            for (int k = 0; k < FOUR; k++) put(out + (long)(y + k * step) * s.width + x, sum[k]);
+        }
+}
+
+static inline __attribute__((always_inline)) void taps_of_rows(vec *t, const float *restrict gradient, const float *restrict in, int step, Shape s) {
+    for (int y = 0; y < s.height; y += FOUR * step)
+        for (int x = 0; x < s.width; x += LANES) {
+            vec g[FOUR];
+            for (int k = 0; k < FOUR; k++) g[k] = at(gradient + (long)(y + k * step) * s.width + x);
+#pragma GCC unroll 9
+            for (int r = 0; r < (FOUR - 1) * step + 3; r++) {
+                Row row = row_of(in, y + r - 1, x, step, s);
+#pragma GCC unroll 4
+                for (int k = 0; k < FOUR; k++) {
+                    int d = 3 * (r - k * step);
+                    if (d >= 0 && d <= 6) t[d] += g[k] * row.left, t[d + 1] += g[k] * row.middle, t[d + 2] += g[k] * row.right;
+                }
+            }
+        }
+}
+
+/* out = base, where there is one, and the correlation of an image's plane with nine taps, or with them turned round. */
+static void depthwise(float *restrict out, const float *restrict base, const float *restrict in, const float *restrict taps, int turned, float *restrict work, Shape s) {
     vec t[9];
     for (int k = 0; k < 9; k++) t[k] = all(taps[turned ? 8 - k : k]);
-    if (in_fours(s)) {
-        for (int y = 0; y < s.height; y += FOUR)
-            for (int x = 0; x < s.width; x += LANES) {
-                vec sum[FOUR] = {};
-                const float *in = plane + y * s.pitch + x;
-#pragma GCC unroll 6
-                for (int r = 0; r < FOUR + 2; r++, in += s.pitch) {
-                    vec left = at(in), middle = at(in + 1), right = at(in + 2);
-#pragma GCC unroll 4
-                    for (int k = 0; k < FOUR; k++)
-                        if (r >= k && r <= k + 2) sum[k] += t[3 * (r - k)] * left + t[3 * (r - k) + 1] * middle + t[3 * (r - k) + 2] * right;
-                }
-                for (int k = 0; k < FOUR; k++) put(out + (long)(y + k) * s.width + x, sum[k]);
-            }
-        return;
-    }
+    int step = rows_a_vector(s);
+    if (step == 1) return depthwise_rows(out, base, in, t, 1, s);
+    if (step == 2) return depthwise_rows(out, base, in, t, 2, s);
+    float *plane = work, *row = work + 2 * s.plane;
+    bordered(plane, in, s);
     long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
     for (long q = first; q < last; q += LANES) {
         vec sum = {};
@@ -250,27 +307,19 @@ static void depthwise(float *restrict out, float *restrict row, const float *res
         put(row + q, sum);
     }
     rows(out, s.width, row + first, s.pitch, s);
+    for (long p = 0; base && p < s.pixels; p++) out[p] += base[p];
 }
 
-/* sums[k] += the gradient times the image's plane, a tap away, as LANES partial sums; the gradient as it is, and with a border. */
-static void taps_of(float *restrict sums, const float *restrict gradient, const float *restrict bordered_gradient, const float *restrict plane, Shape s) {
+/* sums[k] += the gradient times the image's plane, a tap away, as LANES partial sums. */
+static void taps_of(float *restrict sums, const float *restrict gradient, const float *restrict in, float *restrict work, Shape s) {
     vec t[9];
     for (int k = 0; k < 9; k++) t[k] = at(sums + k * LANES);
-    if (in_fours(s))
-        for (int y = 0; y < s.height; y += FOUR)
-            for (int x = 0; x < s.width; x += LANES) {
-                vec g[FOUR];
-                for (int k = 0; k < FOUR; k++) g[k] = at(gradient + (long)(y + k) * s.width + x);
-                const float *in = plane + y * s.pitch + x;
-#pragma GCC unroll 6
-                for (int r = 0; r < FOUR + 2; r++, in += s.pitch) {
-                    vec left = at(in), middle = at(in + 1), right = at(in + 2);
-#pragma GCC unroll 4
-                    for (int k = 0; k < FOUR; k++)
-                        if (r >= k && r <= k + 2) t[3 * (r - k)] += g[k] * left, t[3 * (r - k) + 1] += g[k] * middle, t[3 * (r - k) + 2] += g[k] * right;
-                }
-            }
-    else {
+    int step = rows_a_vector(s);
+    if (step == 1) taps_of_rows(t, gradient, in, 1, s);
+    if (step == 2) taps_of_rows(t, gradient, in, 2, s);
+    if (!step) {
+        float *plane = work, *bordered_gradient = work + s.plane;
+        bordered(plane, in, s), bordered(bordered_gradient, gradient, s);
         long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
         for (long q = first; q < last; q += LANES) {
             vec g = at(bordered_gradient + q);
@@ -282,31 +331,28 @@ static void taps_of(float *restrict sums, const float *restrict gradient, const 
 }
 
 /* The depthwise convolution of a group's planes. */
-static void looked(float *restrict out, float *restrict work, const float *restrict planes, const float *taps, int count, Shape s) {
-    float *plane = work, *row = work + s.plane;
+static void looked(float *restrict out, float *restrict work, Planes planes, const float *taps, int count, Shape s) {
     for (int c = 0; c < s.channels; c++) {
-        for (int n = 0; n < count; n++) {
-            bordered(plane, planes + c * s.span + n * s.pixels, s);
-            depthwise(out + c * s.span + n * s.pixels, row, plane, taps + 9 * c, 0, s);
-        }
-        memset(out + c * s.span + count * s.pixels, 0, (s.span - count * s.pixels) * sizeof(float));
+        for (int n = 0; n < count; n++) depthwise(out + c * s.span + n * s.pixels, NULL, planes.at + c * planes.span + n * s.pixels, taps + 9 * c, 0, work, s);
+        memset(out + c * s.span + count * s.pixels, 0, (s.full - count * s.pixels) * sizeof(float));
     }
 }
 
 /* Each pixel's channels of one strip to mean nought and deviation one; gives back one over the deviation. */
 static inline void normed(float *restrict out, long out_span, float *restrict root, const float *restrict in, long in_span, int channels, float eps) {
-    for (int half = 0; half < PAIR; half += LANES) {
-        vec mean = {}, square = {};
-        for (int c = 0; c < channels; c++) mean += at(in + c * in_span + half);
-        mean *= 1.0f / channels;
-        for (int c = 0; c < channels; c++) {
-            vec d = at(in + c * in_span + half) - mean;
-            square += d * d;
+    vec mean[4] = {}, square[4] = {}, r[2]; /* four sums at a time, so that none waits for itself; channels are even */
+    for (int c = 0; c < channels; c += 2)
+        for (int k = 0; k < 4; k++) mean[k] += at(in + (c + k / 2) * in_span + k % 2 * LANES);
+    for (int k = 0; k < 2; k++) mean[k] = (mean[k] + mean[k + 2]) * (1.0f / channels);
+    for (int c = 0; c < channels; c += 2)
+        for (int k = 0; k < 4; k++) {
+            vec d = at(in + (c + k / 2) * in_span + k % 2 * LANES) - mean[k % 2];
+            square[k] += d * d;
         }
-        vec r = inverse_root(square * (1.0f / channels) + eps);
-        for (int c = 0; c < channels; c++) put(out + c * out_span + half, (at(in + c * in_span + half) - mean) * r);
-        if (root) put(root + half, r);
-    }
+    for (int k = 0; k < 2; k++) r[k] = inverse_root((square[k] + square[k + 2]) * (1.0f / channels) + eps);
+    for (int c = 0; c < channels; c++)
+        for (int k = 0; k < 2; k++) put(out + c * out_span + k * LANES, (at(in + c * in_span + k * LANES) - mean[k]) * r[k]);
+    for (int k = 0; root && k < 2; k++) put(root + k * LANES, r[k]);
 }
 
 /* images, out  [count][C][H][W], or where it says "last" [count][H][W][C]
@@ -318,23 +364,26 @@ int block_forward(const float *images, int images_last, float *out, int out_last
                   int count, int channels, int height, int width) {
     Shape s = shape_of(channels, height, width, count);
     long C = channels, plane = C * s.span;
-    float *work = zeros(2 * s.plane + 3 * plane + 4 * C * PAIR);
+    float *work = room(3 * s.plane, 3 * plane + 4 * C * PAIR);
     if (!work) return 1;
-    float *own = work + 2 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * PAIR, *gated = wide + 2 * C * PAIR;
-    for (int first = 0; first < count; first += s.images) {
+    float *own = work + 3 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * PAIR, *gated = wide + 2 * C * PAIR;
+    int as_they_lie = are_planes(out_last, s);
+    for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
-        const float *in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
+        Planes in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
+        float *to = as_they_lie ? out : made;
+        long to_span = as_they_lie ? s.pixels : s.span;
         looked(look, work, in, taps, here, s);
-        for (long p = 0; p < s.span; p += PAIR) {
+        for (long p = 0; p < s.full; p += PAIR) {
             normed(norm, PAIR, NULL, look + p, s.span, channels, eps);
-            product(wide, PAIR, widen, bias, norm, PAIR, channels, 2 * channels);
+            product(wide, PAIR, widen, bias, (Planes){}, norm, PAIR, channels, 2 * channels);
             for (long c = 0; c < C * PAIR; c += LANES) {
                 vec gate = at(wide + c);
                 put(gated + c, gate * sigmoid(gate) * at(wide + C * PAIR + c));
             }
-            product(made + p, s.span, narrow, NULL, gated, PAIR, channels, channels);
+            product(to + p, to_span, narrow, NULL, (Planes){in.at + p, in.span}, gated, PAIR, channels, channels);
         }
-        added(out + first * C * s.pixels, made, in, out_last, here, s);
+        if (!as_they_lie) given_back(out, made, out_last, here, s);
     }
     free(work);
     return 0;
@@ -348,20 +397,21 @@ int block_backward(const float *images, int images_last, const float *gradient, 
                    int channels, int height, int width) {
     Shape s = shape_of(channels, height, width, count);
     long C = channels, plane = C * s.span, partial = LANES * (C * 9 + 2 * C * C + 2 * C + C * C);
-    float *work = zeros(3 * s.plane + 8 * plane + s.span + 4 * C * PAIR + partial);
+    float *work = room(3 * s.plane + partial, 8 * plane + s.full + 4 * C * PAIR);
     if (!work) return 1;
-    float *look = work + 3 * s.plane, *norm = look + plane, *gated = norm + plane, *back = gated + plane, *given = back + plane, *wide = given + plane,
-          *own = wide + 2 * plane, *root = own + plane, *made = root + s.span, *through = made + 2 * C * PAIR, *taps_part = through + 2 * C * PAIR,
-          *wide_part = taps_part + LANES * C * 9, *bias_part = wide_part + LANES * 2 * C * C, *narrow_part = bias_part + LANES * 2 * C;
-    for (int first = 0; first < count; first += s.images) {
+    float *taps_part = work + 3 * s.plane, *wide_part = taps_part + LANES * C * 9, *bias_part = wide_part + LANES * 2 * C * C, *narrow_part = bias_part + LANES * 2 * C,
+          *look = taps_part + partial, *norm = look + plane, *gated = norm + plane, *back = gated + plane, *given = back + plane, *wide = given + plane,
+          *own = wide + 2 * plane, *root = own + plane, *made = root + s.full, *through = made + 2 * C * PAIR;
+    int as_they_lie = are_planes(images_last, s);
+    for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
-        const float *in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
-        const float *up_to_here = planes_of(given, gradient + first * C * s.pixels, gradient_last, here, s);
+        Planes in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
+        Planes up_to_here = planes_of(given, gradient + first * C * s.pixels, gradient_last, here, s);
         looked(look, work, in, taps, here, s);
-        for (long p = 0; p < s.span; p += PAIR) {
+        for (long p = 0; p < s.full; p += PAIR) {
             normed(norm + p, s.span, root + p, look + p, s.span, channels, eps);
-            product(made, PAIR, widen, bias, norm + p, s.span, channels, 2 * channels);
-            product(through, PAIR, narrow_back, NULL, up_to_here + p, s.span, channels, channels); /* the gradient of what is gated */
+            product(made, PAIR, widen, bias, (Planes){}, norm + p, s.span, channels, 2 * channels);
+            product(through, PAIR, narrow_back, NULL, (Planes){}, up_to_here.at + p, up_to_here.span, channels, channels); /* the gradient of what is gated */
             for (long c = 0; c < C; c++)
                 for (int half = 0; half < PAIR; half += LANES) {
                     long q = c * PAIR + half, w = c * s.span + p + half;
@@ -371,7 +421,7 @@ int block_backward(const float *images, int images_last, const float *gradient, 
                     put(bias_part + c * LANES, at(bias_part + c * LANES) + of_gate);
                     put(bias_part + (C + c) * LANES, at(bias_part + (C + c) * LANES) + of_value);
                 }
-            product(through, PAIR, widen_back, NULL, wide + p, s.span, 2 * channels, channels); /* the gradient of what is normed */
+            product(through, PAIR, widen_back, NULL, (Planes){}, wide + p, s.span, 2 * channels, channels); /* the gradient of what is normed */
             for (int half = 0; half < PAIR; half += LANES) {
                 vec mean = {}, along = {}, r = at(root + p + half);
                 for (long c = 0; c < C; c++) mean += at(through + c * PAIR + half), along += at(through + c * PAIR + half) * at(norm + c * s.span + p + half);
@@ -379,18 +429,18 @@ int block_backward(const float *images, int images_last, const float *gradient, 
                 for (long c = 0; c < C; c++) put(back + c * s.span + p + half, (at(through + c * PAIR + half) - mean - at(norm + c * s.span + p + half) * along) * r);
             }
         }
-        outer(narrow_part, up_to_here, channels, gated, channels, s.span);
-        outer(wide_part, wide, 2 * channels, norm, channels, s.span);
-        float *ours = work, *row = ours + s.plane, *theirs = row + s.plane;
+        outer(narrow_part, up_to_here.at, up_to_here.span, channels, gated, s.span, channels, s.full);
+        outer(wide_part, wide, s.span, 2 * channels, norm, s.span, channels, s.full);
+        float *to = as_they_lie ? out : look;
+        long to_span = as_they_lie ? s.pixels : s.span;
         for (long c = 0; c < C; c++)
             for (int n = 0; n < here; n++) {
-                long at_image = c * s.span + n * s.pixels;
-                bordered(ours, in + at_image, s);
-                bordered(theirs, back + at_image, s);
-                taps_of(taps_part + 9 * c * LANES, back + at_image, theirs, ours, s);
-                depthwise(look + at_image, row, theirs, taps + 9 * c, 1, s);
+                long at_image = n * s.pixels;
+                const float *of_look = back + c * s.span + at_image;
+                taps_of(taps_part + 9 * c * LANES, of_look, in.at + c * in.span + at_image, work, s);
+                depthwise(to + c * to_span + at_image, up_to_here.at + c * up_to_here.span + at_image, of_look, taps + 9 * c, 1, work, s);
             }
-        added(out + first * C * s.pixels, look, up_to_here, images_last, here, s);
+        if (!as_they_lie) given_back(out, look, images_last, here, s);
     }
     for (long k = 0; k < 9 * C; k++) tap_sums[k] = sum(at(taps_part + k * LANES));
     for (long k = 0; k < 2 * C * C; k++) wide_sums[k] = sum(at(wide_part + k * LANES));

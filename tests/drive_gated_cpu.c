@@ -9,7 +9,7 @@ static float *filled(long count) {
 }
 
 int main(void) {
-    int shapes[][4] = {{3, 16, 32, 32}, {37, 40, 8, 8}, {2, 24, 7, 5}, {1, 8, 1, 1}, {9, 48, 4, 6}, {1, 64, 20, 20}, {2, 8, 5, 8}, {5, 16, 4, 16}, {3, 8, 3, 64}, {1, 24, 32, 8}};
+    int shapes[][4] = {{3, 16, 32, 32}, {37, 40, 8, 8}, {2, 24, 7, 5}, {1, 8, 1, 1}, {9, 48, 4, 6}, {1, 64, 20, 20}, {2, 8, 5, 8}, {5, 16, 4, 16}, {3, 8, 3, 64}, {1, 24, 32, 8}, {3, 8, 12, 8}, {9, 8, 8, 4}};
     for (unsigned k = 0; k < sizeof shapes / sizeof *shapes; k++)
         for (int last = 0; last < 4; last++) {
             int N = shapes[k][0], C = shapes[k][1], H = shapes[k][2], W = shapes[k][3];

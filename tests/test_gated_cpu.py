@@ -25,7 +25,10 @@ SIZES = [
     (1, 8, 1, 1),
     (33, 48, 4, 6),
     (2, 64, 20, 20),
-]  # whole vectors and not, one group of images and several, one part and several
+    (5, 16, 16, 16),
+    (3, 8, 12, 8),
+    (9, 8, 8, 4),
+]  # whole vectors and not, two rows in a vector of 512 bits or 256, one group of images and several, one part and several
 
 pytestmark = pytest.mark.skipif(not gated_cpu.available(), reason="no C compiler here that can make nets/gated_cpu.c")
 
@@ -74,6 +77,16 @@ def test_a_block_gives_what_torch_gives(size, times, last, memory):
     check(block, block, images, gradient)
     block.zero_grad()
     check(block, block, images, gradient.to(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_so_does_the_code_for_processors_without_512_bits(size, monkeypatch, tmp_path_factory):
+    made_of = ("-march=haswell", *(flag for flag in gated_cpu.FLAGS if flag != "-march=native"))
+    monkeypatch.setattr(gated_cpu, "FLAGS", made_of)
+    path = gated_cpu.make(COMPILER, tmp_path_factory.mktemp("made") / "block.so")
+    monkeypatch.setattr(gated_cpu, "library", lambda: ctypes.CDLL(str(path)))
+    block = made(size[1], 2)
+    check(block, block, torch.randn(size), torch.randn(size))
 
 
 def test_a_map_in_another_order_of_memory_is_taken_too():
