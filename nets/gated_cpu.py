@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
@@ -203,18 +202,3 @@ def each_net(operator):
 
 for operator in (gated_block, gated_block_backward):
     operator.register_vmap(each_net(operator))
-
-
-def multiply_adds(images_shape, look_shape) -> int:
-    count, channels, height, width = images_shape
-    return count * height * width * channels * (look_shape[1] + 3 * channels)
-
-
-@register_flop_formula(torch.ops.tenfold.gated_block_cpu)
-def _(images_shape, look_shape, *_, **__) -> int:
-    return 2 * multiply_adds(images_shape, look_shape)
-
-
-@register_flop_formula(torch.ops.tenfold.gated_block_cpu_backward)
-def _(gradient_shape, images_shape, look_shape, *_, **__) -> int:
-    return 4 * multiply_adds(images_shape, look_shape)  # the gradients of the images and of the filters; what is worked out again is not the net's

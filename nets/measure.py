@@ -55,8 +55,9 @@ def watched(net: nn.Module, note: Callable[[str, nn.Module, torch.Tensor], None]
 
 
 def plain(net: nn.Module) -> nn.Module:
-    """A copy on the processor, in float32: elsewhere a net may fill up its maps or filters with zeros, which are faster there and are not its arithmetic."""
-    return copy.deepcopy(net).float().cpu()
+    """A copy on the processor, in float64: elsewhere a net may fill up its maps or filters with zeros, which are faster there and are not its arithmetic, or
+    have several modules' work done by an operator of its own, in which they are not seen."""
+    return copy.deepcopy(net).double().cpu()
 
 
 def trace(net: nn.Module, shape: tuple[int, int, int]) -> list[Step]:
@@ -72,7 +73,7 @@ def trace(net: nn.Module, shape: tuple[int, int, int]) -> list[Step]:
         for module in net.modules():
             module.register_forward_pre_hook(lambda *_: begun.append((len(steps), counter.get_total_flops())))
         with watched(net, note):
-            net(torch.zeros(1, *shape))
+            net(torch.zeros(1, *shape, dtype=torch.float64))
     return steps
 
 
@@ -94,7 +95,7 @@ def training_flop(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> int:
     none of its input. The net stays as it was."""
     net = plain(net).train()
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}) as counter:
-        net(torch.zeros(2, *shape)).sum().backward()
+        net(torch.zeros(2, *shape, dtype=torch.float64)).sum().backward()
     return counter.get_total_flops() // 2
 
 

@@ -52,7 +52,7 @@ class Look(nn.Module):
 
 class Block(Look):
     """x + scale * narrow(silu(gate) * value), `times` times with the same 1x1 filters, each with a look of its own; 3 * channels**2 + 12 * times * channels
-    parameters. Keeps the shape. By one operator on CUDA (`gated.py`), and in training on a processor (`gated_cpu.py`)."""
+    parameters. Keeps the shape. By one operator on CUDA (`gated.py`) and on a processor (`gated_cpu.py`)."""
 
     def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1, last: bool = True):
         super().__init__(channels, norm, scale)
@@ -91,8 +91,8 @@ class Block(Look):
         return gated.gated_block(images_NCHW, *(p[None] for p in self.matrices(own)), own.norm.eps)[0]
 
     def nativable(self, images_NCHW: torch.Tensor) -> bool:
-        """Whether a processor's operator can do it, and is wanted: in training, in float32, where a compiler has made it."""
-        if type(self.norm) is not ChannelNorm or not self.training or self.dropout.p or exporting():
+        """Whether a processor's operator can do it, and is wanted: in float32, where a compiler has made it."""
+        if type(self.norm) is not ChannelNorm or (self.training and self.dropout.p) or exporting():
             return False
         known = images_NCHW.device.type == "cpu" and images_NCHW.dtype == torch.float32 and images_NCHW.shape[1] % 8 == 0
         return known and not torch.is_autocast_enabled("cpu") and gated_cpu.available()
