@@ -4,41 +4,11 @@
    neighbouring pixels, so that the number of channels is no matter, and a sum over channels is one of vectors. For a depthwise filter an image's plane has a
    border of zeros and is taken as one long row, in which every tap is a constant distance away. */
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
+
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
-#ifndef __AVX2__
-#error "for vectors of 256 bits and more: elsewhere torch's own operations are the better choice"
-#elif defined(__AVX512F__)
-enum { LANES = 16, OUT = 8 };
-#else
-enum { LANES = 8, OUT = 4 };
-#endif
-enum { PAIR = 2 * LANES, WANTED = 256, FOUR = 4 }; /* pixels that a product takes at a time; that a group of images is to have; rows at a time */
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int veci __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-typedef float oct __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int octi __attribute__((vector_size(32)));
-#ifdef __clang__
-#define MIXED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else /* before its twelfth version gcc knows no other */
-#define MIXED(a, b, ...) __builtin_shuffle(a, b, (octi){__VA_ARGS__})
-#endif
-
-static inline vec at(const float *p) { return *(const vec *)p; }
-static inline void put(float *p, vec x) { *(vec *)p = x; }
-static inline vec all(float x) { return x - (vec){}; }
-static inline float sum(vec x) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += x[i];
-    return s;
-}
+enum { PAIR = 2 * LANES, OUT = LANES / 2, WANTED = 256, FOUR = 4 }; /* pixels that a product takes at a time, and outputs; pixels that a group of images is to have; rows at a time */
 
 #ifdef __AVX512F__ /* its instructions that guess 14 bits, and a step of Newton's: a division takes the time of several products */
 static inline vec inverse(vec x) {
@@ -150,13 +120,6 @@ static Shape shape_of(int channels, int height, int width, int images) {
     return s;
 }
 
-/* Room at the beginning of a cache line, since a vector that lies across two takes two loads; the first of it zeros. */
-static float *room(long zeros, long others) {
-    float *p = NULL;
-    if (posix_memalign((void **)&p, 64, (zeros + others) * sizeof(float))) return NULL;
-    return memset(p, 0, zeros * sizeof(float));
-}
-
 /* Eight vectors of eight turned round: to[j][i] = from[i][j]. */
 static inline void turn(float *restrict to, long to_span, const float *restrict from, long from_span) {
     oct r[8], t[8];
@@ -221,16 +184,7 @@ static Planes planes_of(float *copy, const float *images, int last, int count, S
     return (Planes){copy, s.span};
 }
 
-/* Rows of a few floats, for which a call of memcpy takes longer than the copy. */
-static inline void rows(float *restrict to, long to_pitch, const float *restrict from, long from_pitch, Shape s) {
-    int whole = s.width / 8 * 8;
-    for (int y = 0; y < s.height; y++, to += to_pitch, from += from_pitch) {
-        for (int x = 0; x < whole; x += 8) *(oct *)(to + x) = *(const oct *)(from + x);
-        for (int x = whole; x < s.width; x++) to[x] = from[x];
-    }
-}
-
-static inline void bordered(float *restrict plane, const float *restrict image, Shape s) { rows(plane + s.pitch + 1, s.pitch, image, s.width, s); }
+static inline void bordered(float *restrict plane, const float *restrict image, Shape s) { rows(plane + s.pitch + 1, s.pitch, image, s.width, s.height, s.width); }
 
 /* How many rows a vector holds: one or a part of one, or two; nought where vectors do not end with rows, and four of them with the image. */
 static inline int rows_a_vector(Shape s) {
@@ -306,7 +260,7 @@ static void depthwise(float *restrict out, const float *restrict base, const flo
         for (int k = 0; k < 9; k++) sum += t[k] * at(plane + q + (k / 3 - 1) * s.pitch + k % 3 - 1);
         put(row + q, sum);
     }
-    rows(out, s.width, row + first, s.pitch, s);
+    rows(out, s.width, row + first, s.pitch, s.height, s.width);
     for (long p = 0; base && p < s.pixels; p++) out[p] += base[p];
 }
 
@@ -355,19 +309,19 @@ static inline void normed(float *restrict out, long out_span, float *restrict ro
     for (int k = 0; root && k < 2; k++) put(root + k * LANES, r[k]);
 }
 
-/* images, out  [count][C][H][W], or where it says "last" [count][H][W][C]
+/* images       [count][C][H][W], or where it says "last" [count][H][W][C]; out [count][C][H][W]
    taps         [C][9]
    widen        [C][2C]: from the normed channel, with the norm's gain in it, to gates and values; bias [2C] what the norm's shift adds to them
    narrow       [C][C]: from the gated channel to the block's, with its scale in it
    Returns 1 where there is no memory. */
-int block_forward(const float *images, int images_last, float *out, int out_last, const float *taps, const float *widen, const float *bias, const float *narrow, float eps,
+int block_forward(const float *images, int images_last, float *out, const float *taps, const float *widen, const float *bias, const float *narrow, float eps,
                   int count, int channels, int height, int width) {
     Shape s = shape_of(channels, height, width, count);
     long C = channels, plane = C * s.span;
     float *work = room(3 * s.plane, 3 * plane + 4 * C * PAIR);
     if (!work) return 1;
     float *own = work + 3 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * PAIR, *gated = wide + 2 * C * PAIR;
-    int as_they_lie = are_planes(out_last, s);
+    int as_they_lie = are_planes(0, s);
     for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
         Planes in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
@@ -383,7 +337,7 @@ int block_forward(const float *images, int images_last, float *out, int out_last
             }
             product(to + p, to_span, narrow, NULL, (Planes){in.at + p, in.span}, gated, PAIR, channels, channels);
         }
-        if (!as_they_lie) given_back(out, made, out_last, here, s);
+        if (!as_they_lie) given_back(out, made, 0, here, s);
     }
     free(work);
     return 0;

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets import gated_cpu
+from nets import gated_cpu, grouped_cpu, native
 from nets.layers import ChannelNorm, GlobalMean, norm as norm_of
 
 if torch.cuda.is_available() and find_spec("triton"):
@@ -37,6 +37,12 @@ else:
 def exporting() -> bool:
     """Whether the net is being made a program for any machine, which has no kernels of ours. In torch.compile torch 2.11 says of itself that it exports."""
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
+def known_to(operator: str, images: torch.Tensor) -> bool:
+    """Whether an operator in C can take the images: in float32 on a processor, where a compiler has made it."""
+    known = images.device.type == "cpu" and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return known and not exporting() and native.available(operator)
 
 
 class Look(nn.Module):
@@ -54,17 +60,14 @@ class Block(Look):
     """x + scale * narrow(silu(gate) * value), `times` times with the same 1x1 filters, each with a look of its own; 3 * channels**2 + 12 * times * channels
     parameters. Keeps the shape. By one operator on CUDA (`gated.py`) and on a processor (`gated_cpu.py`)."""
 
-    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1, last: bool = True):
+    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1):
         super().__init__(channels, norm, scale)
-        self.last = last  # of its stage: no block takes what it gives
         self.dropout = nn.Dropout2d(dropout)
         self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
         self.more = nn.ModuleList(Look(channels, norm, scale) for _ in range(times - 1))
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        if self.nativable(images_NCHW):
-            return self.native(images_NCHW)
-        use = self.fused if self.fusible(images_NCHW) else self.plain
+        use = self.native if self.nativable(images_NCHW) else self.fused if self.fusible(images_NCHW) else self.plain
         for own in (self, *self.more):
             images_NCHW = use(images_NCHW, own)
         return images_NCHW
@@ -91,18 +94,14 @@ class Block(Look):
         return gated.gated_block(images_NCHW, *(p[None] for p in self.matrices(own)), own.norm.eps)[0]
 
     def nativable(self, images_NCHW: torch.Tensor) -> bool:
-        """Whether a processor's operator can do it, and is wanted: in float32, where a compiler has made it."""
-        if type(self.norm) is not ChannelNorm or (self.training and self.dropout.p) or exporting():
+        """Whether a processor's operator can do it, for which channels go by eights."""
+        if type(self.norm) is not ChannelNorm or (self.training and self.dropout.p) or images_NCHW.shape[1] % 8:
             return False
-        known = images_NCHW.device.type == "cpu" and images_NCHW.dtype == torch.float32 and images_NCHW.shape[1] % 8 == 0
-        return known and not torch.is_autocast_enabled("cpu") and gated_cpu.available()
+        return known_to(gated_cpu.NAME, images_NCHW)
 
-    def native(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """All uses, by an operator each; what goes into a next one lies in planes, as the operator works."""
-        looks = (self, *self.more)
-        for i, own in enumerate(looks):
-            images_NCHW = gated_cpu.gated_block(images_NCHW, *self.matrices(own), own.norm.eps, self.last and i + 1 == len(looks))
-        return images_NCHW
+    def native(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
+        """The same by one operator, which gives planes."""
+        return gated_cpu.gated_block(images_NCHW, *self.matrices(own), own.norm.eps)
 
     def matrices(self, own: Any) -> tuple[torch.Tensor, ...]:
         """The parameters of one use as the operators take them."""
@@ -112,19 +111,30 @@ class Block(Look):
 
 
 class Grouped(nn.Conv2d):
-    """A convolution in many small groups, on a GPU and in half precision as one of all channels whose filters have zeros for the other groups'.
+    """A 4x4 convolution of stride 2 in as many groups as the channels allow, on a processor by an operator of its own (`grouped_cpu.py`), on a GPU and in half precision as one of
+    all channels whose filters have zeros for the other groups'.
 
     The products with zeros are little to a matrix unit. For groups of two or three channels oneDNN has no fast kernels in half precision (161 ms for 40), and
     cuDNN none of this layout, by reading: changes of layout were a fifth of a compiled step of `tiny83k` (`benchmarks/LOG.md`). On a GPU not measured.
     """
 
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 4, stride=2, padding=1, groups=gcd(inputs, outputs), bias=False)
+
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if self.nativable(images_NCHW):
+            return grouped_cpu.grouped(images_NCHW, self.weight)
         if not self.dense(images_NCHW):
             return super().forward(images_NCHW)
         parts = self.weight.permute(0, 2, 3, 1).unflatten(0, (self.groups, -1))  # [groups, outputs, height, width, inputs], of one group each
         own = torch.eye(self.groups, device=parts.device, dtype=parts.dtype)[:, None, None, None, :, None]
         whole_OHWI = (parts[:, :, :, :, None] * own).flatten(4, 5).flatten(0, 1)
         return F.conv2d(images_NCHW, whole_OHWI.permute(0, 3, 1, 2), None, self.stride, self.padding)
+
+    def nativable(self, images_NCHW: torch.Tensor) -> bool:
+        """Whether a processor's operator can do it: of planes, as the blocks' own gives them, and whole windows."""
+        whole = images_NCHW.is_contiguous() and images_NCHW.shape[2] % 2 == images_NCHW.shape[3] % 2 == 0
+        return whole and known_to(grouped_cpu.NAME, images_NCHW)
 
     def dense(self, images_NCHW: torch.Tensor) -> bool:
         """Whether zeros are the faster way here."""
@@ -133,7 +143,7 @@ class Grouped(nn.Conv2d):
 
 def down(inputs: int, outputs: int, norm: str) -> nn.Module:
     """[N,inputs,H,W] → [N,outputs,H/2,W/2]."""
-    return nn.Sequential(Grouped(inputs, outputs, 4, stride=2, padding=1, groups=gcd(inputs, outputs), bias=False), norm_of(norm, outputs))
+    return nn.Sequential(Grouped(inputs, outputs), norm_of(norm, outputs))
 
 
 def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], times: int = 1, norm: str = "batch", dropout: float = 0.0) -> nn.Module:
@@ -142,7 +152,7 @@ def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], tim
     for i, (width, count) in enumerate(zip(widths, blocks)):
         if i:
             layers[f"down{i}"] = down(widths[i - 1], width, norm)
-        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times, last=k + 1 == count) for k in range(count)))
+        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times) for _ in range(count)))
     layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
     return nn.Sequential(layers)
 

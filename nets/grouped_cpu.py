@@ -1,0 +1,70 @@
+"""The convolution between two stages of a tiny net (`tiny.py`) on a processor: an operator of torch on C (`grouped_cpu.c`; `native.py`).
+
+For groups of two or three channels torch's own takes two to six times as long (`benchmarks/LOG.md`).
+
+Shapes: images_NIHW float32, H and W even; weight_OG44, G = I / groups; out_NOHW of half the height and width, planes.
+"""
+
+import torch
+from torch import Tensor
+
+from nets.native import PART, each_net, library, place, shared
+
+NAME = "grouped_cpu"
+
+
+def sizes(images: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """(inputs, outputs, groups, height, width)"""
+    return images.shape[1], weight.shape[0], images.shape[1] // weight.shape[1], images.shape[2], images.shape[3]
+
+
+@torch.library.custom_op("tenfold::grouped_cpu", mutates_args=())
+def grouped(images_NIHW: Tensor, weight_OG44: Tensor) -> Tensor:
+    """The convolution of stride 2 and padding 1."""
+    images, weight, made = images_NIHW.contiguous(), weight_OG44.contiguous(), library(NAME)
+    out = images.new_empty(shape(images, weight))
+
+    def work(first: int, end: int) -> int:
+        return made.grouped_forward(place(images, first), place(weight), place(out, first), end - first, *sizes(images, weight))
+
+    shared(len(images), work)
+    return out
+
+
+def shape(images: Tensor, weight: Tensor) -> tuple[int, ...]:
+    """Of the output."""
+    return images.shape[0], weight.shape[0], images.shape[2] // 2, images.shape[3] // 2
+
+
+@grouped.register_fake
+def _(images, weight):
+    return images.new_empty(shape(images, weight))
+
+
+@torch.library.custom_op("tenfold::grouped_cpu_backward", mutates_args=())
+def grouped_backward(gradient_NOHW: Tensor, images_NIHW: Tensor, weight_OG44: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the images, planes, and of the weight, which lies as that does."""
+    gradient, images, weight, made = gradient_NOHW.contiguous(), images_NIHW.contiguous(), weight_OG44.contiguous(), library(NAME)
+    of_images, sums = torch.empty_like(images), weight.new_empty((-(-len(images) // PART), *weight.shape))
+
+    def work(first: int, end: int) -> int:
+        maps = (place(tensor, first) for tensor in (gradient, of_images))
+        return made.grouped_backward(place(images, first), place(weight), *maps, place(sums, first // PART), end - first, *sizes(images, weight))
+
+    shared(len(images), work)
+    return of_images, torch.empty_like(weight_OG44).copy_(sums.sum(0))
+
+
+@grouped_backward.register_fake
+def _(gradient, images, weight):
+    return images.new_empty(images.shape), torch.empty_like(weight)
+
+
+def go_back(ctx, gradient: Tensor):
+    return grouped_backward(gradient, *ctx.saved_tensors)
+
+
+grouped.register_autograd(go_back, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+for operator in (grouped, grouped_backward):
+    operator.register_vmap(each_net(operator))

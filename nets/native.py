@@ -1,0 +1,104 @@
+"""Operators of torch that are C on a processor, made by the system's compiler where they are first needed.
+
+Where there is no compiler, or no AVX2, there are none, and a net is torch's own operations.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HEADER = Path(__file__).with_name("vectors.h")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
+PART = 32  # images that a thread takes at a time, whatever the number of threads: so sums are the same bits
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """What the compiler makes of `nets/<name>.c`, kept beside Python's own compiled files; None where there is no compiler, or it cannot do it."""
+    compiler, source = shutil.which(os.environ.get("CC", "cc")), HEADER.with_name(f"{name}.c")
+    if compiler is None:
+        return None
+    try:
+        told = source.read_bytes() + HEADER.read_bytes() + "\0".join((compiler, *FLAGS, processor())).encode()
+        kept = source.parent / "__pycache__" / f"{name}-{hashlib.sha256(told).hexdigest()[:16]}.so"
+        if not kept.exists():
+            kept = make(compiler, source, kept)
+        return ctypes.CDLL(str(kept))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@torch.compiler.assume_constant_result
+def available(name: str) -> bool:
+    """Whether it can be used here. A compiler of steps takes the answer for good."""
+    return library(name) is not None
+
+
+def processor() -> str:
+    """What a native program depends on: the instructions that this processor has."""
+    try:
+        return next(line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return f"{sys.platform} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def make(compiler: str, source: Path, path: Path) -> Path:
+    """Compile to `path`, whole or not at all; where it cannot be written to, into a folder of this process."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    except OSError:
+        path = Path(tempfile.mkdtemp(prefix="tenfold-")) / path.name
+        handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    os.close(handle)
+    try:
+        subprocess.run([compiler, *FLAGS, "-o", made, str(source), "-lm"], check=True, capture_output=True, timeout=120)
+        os.replace(made, path)
+    finally:
+        Path(made).unlink(missing_ok=True)
+    return path
+
+
+@cache
+def threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
+
+
+def shared(count: int, work: Callable[[int, int], int]) -> None:
+    """work(first, end) of all parts of `count` images, by as many threads as torch has."""
+    parts = [(first, min(first + PART, count)) for first in range(0, count, PART)]
+    if not parts:  # a process that has no images of a batch
+        return
+    workers = min(torch.get_num_threads(), len(parts))
+    for failed in map(work, *zip(*parts)) if workers == 1 else threads(workers).map(work, *zip(*parts)):
+        if failed:
+            raise MemoryError("no memory for an operator of a tiny net")
+
+
+def place(tensor: Tensor, row: int = 0) -> ctypes.c_void_p:
+    """The address of a row of the first dimension."""
+    return ctypes.c_void_p(tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size())
+
+
+def each_net(operator):
+    """A rule for `torch.func.vmap`: net by net."""
+
+    def rule(info, in_dims, *given):
+        nets = ([v if dim is None else v.select(dim, i) for v, dim in zip(given, in_dims)] for i in range(info.batch_size))
+        results = [operator(*net) for net in nets]
+        if torch.is_tensor(results[0]):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
+
+    return rule
