@@ -44,7 +44,7 @@ def check(size, dtype, limit, times=1):
     expected = by_torch(wanted, whole)
     expected.backward(gradient.double())
     ours = images.clone().requires_grad_()
-    block.fusible = lambda images: True
+    block.nativable, block.fusible = lambda images: False, lambda images: True
     out = block(ours)
     out.backward(gradient)
     assert out.dtype == dtype and ours.grad.dtype == dtype
@@ -105,7 +105,7 @@ def test_several_nets_go_together():
     stacked = {name: torch.stack([dict(b.named_parameters())[name].detach() for b in blocks]).requires_grad_() for name, _ in blocks[0].named_parameters()}
     images = torch.randn(2, 3, 24, 5, 6, device=DEVICE)
     fused = deepcopy(blocks[0])
-    fused.fusible = lambda images: True
+    fused.nativable, fused.fusible = lambda images: False, lambda images: True
     out = vmap(lambda p, x: functional_call(fused, p, (x,)), in_dims=(0, 1))(stacked, images)
     out.square().sum().backward()
     for i, block in enumerate(blocks):
