@@ -1,14 +1,16 @@
 /* A tiny net's block on a processor (gated_cpu.py): forward and backward pass of a few images at a time, whose maps stay in the cache.
 
    Planes: a map of C channels as C rows of `span` floats, the pixels of a group of images one behind the other, zeros behind the last. A vector is of
-   neighbouring pixels, so that the number of channels is no matter, and a sum over channels is one of vectors. For a depthwise filter an image's plane has a
-   border of zeros and is taken as one long row, in which every tap is a constant distance away. */
+   neighbouring pixels, so that the number of channels is no matter, and a sum over channels is one of vectors. A depthwise filter shifts
+   vectors where they end with rows; elsewhere an image's plane gets a border of zeros and is taken as one long row, in which every tap is a constant
+   distance away. */
 
 #include "vectors.h"
 
 #include <math.h>
 
-enum { PAIR = 2 * LANES, OUT = LANES / 2, WANTED = 256, FOUR = 4 }; /* pixels that a product takes at a time, and outputs; pixels that a group of images is to have; rows at a time */
+enum { PAIR = 2 * LANES, OUT = LANES / 2 }; /* pixels that a product takes at a time, and outputs */
+enum { WANTED = 256, FOUR = 4 };            /* pixels that a group of images is to have; rows that a depthwise filter takes at a time */
 
 #ifdef __AVX512F__ /* its instructions that guess 14 bits, and a step of Newton's: a division takes the time of several products */
 static inline vec inverse(vec x) {
