@@ -3,7 +3,8 @@
 By torch.compile a block reads and writes its map some 45 times on the way forward and back; here the maps of a few images stay in the cache, and what the way back
 needs is worked out again. `benchmarks/LOG.md` has what that gives.
 
-Shapes: images_NCHW float32, in either order of memory, of which the block gives planes; look_C9, gain_C, shift_C, widen_HC with gates before values, H = 2C, narrow_CC, scale_C; C a multiple of eight.
+Shapes: images_NCHW float32, in either order of memory; the block gives planes. look_C9, gain_C, shift_C, widen_HC with gates before values, H = 2C, narrow_CC,
+scale_C; C a multiple of eight.
 """
 
 import ctypes

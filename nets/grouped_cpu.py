@@ -1,6 +1,6 @@
 """The convolution between two stages of a tiny net (`tiny.py`) on a processor: an operator of torch on C (`grouped_cpu.c`; `native.py`).
 
-For groups of two or three channels torch's own takes two to six times as long (`benchmarks/LOG.md`).
+For groups of one to five channels torch's own takes 1.5 to 3 times as long (`benchmarks/LOG.md`).
 
 Shapes: images_NIHW float32, H and W even; weight_OG44, G = I / groups; out_NOHW of half the height and width, planes.
 """
