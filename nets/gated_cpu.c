@@ -9,7 +9,8 @@
 
 #include <math.h>
 
-enum { PAIR = 2 * LANES, OUT = LANES / 2 }; /* pixels that a product takes at a time, and outputs */
+enum { ACROSS = LANES == 4 ? 4 : 2, STRIP = ACROSS * LANES }; /* vectors that a product takes at a time, and their pixels */
+enum { OUT = LANES == 16 ? 8 : 4, BESIDE = LANES == 8 ? 2 : 4 }; /* and outputs; columns of an outer product: as many sums as registers hold */
 enum { WANTED = 256, FOUR = 4 };            /* pixels that a group of images is to have; rows that a depthwise filter takes at a time */
 
 #ifdef __AVX512F__ /* its instructions that guess 14 bits, and a step of Newton's: a division takes the time of several products */
@@ -38,17 +39,24 @@ static inline vec inverse_root(vec x) {
     for (int i = 0; i < LANES; i++) r[i] = 1.0f / sqrtf(x[i]);
     return r;
 }
-static inline vec between(vec x, float limit) { /* what is no number stays none */
-    veci over = x > limit, under = x < -limit;
-    return (vec)((over & (veci)all(limit)) | (under & (veci)all(-limit)) | (~(over | under) & (veci)x));
-}
 static inline vec times_two_to(vec x, vec whole) { return x * (vec)((__builtin_convertvector(whole, veci) + 127) << 23); }
+#ifdef __AVX2__
+static inline vec between(vec x, float limit) { return (vec)_mm256_max_ps((__m256)all(-limit), _mm256_min_ps((__m256)all(limit), (__m256)x)); }
 static inline vec from_left(vec before, vec x) { return MIXED(before, x, 7, 8, 9, 10, 11, 12, 13, 14); }
 static inline vec from_right(vec x, vec behind) { return MIXED(x, behind, 1, 2, 3, 4, 5, 6, 7, 8); }
 static inline vec left_of_two(vec x) { return MIXED(x, (vec){}, 8, 0, 1, 2, 8, 4, 5, 6); }
 static inline vec right_of_two(vec x) { return MIXED(x, (vec){}, 1, 2, 3, 8, 5, 6, 7, 8); }
 static inline vec none_and_first(vec x) { return MIXED(x, (vec){}, 8, 8, 8, 8, 0, 1, 2, 3); }
 static inline vec second_and_none(vec x) { return MIXED(x, (vec){}, 4, 5, 6, 7, 8, 8, 8, 8); }
+#else
+static inline vec between(vec x, float limit) { return (vec)vmaxq_f32((float32x4_t)all(-limit), vminq_f32((float32x4_t)all(limit), (float32x4_t)x)); }
+static inline vec from_left(vec before, vec x) { return MIXED(before, x, 3, 4, 5, 6); }
+static inline vec from_right(vec x, vec behind) { return MIXED(x, behind, 1, 2, 3, 4); }
+static inline vec left_of_two(vec x) { return MIXED(x, (vec){}, 4, 0, 4, 2); }
+static inline vec right_of_two(vec x) { return MIXED(x, (vec){}, 1, 4, 3, 4); }
+static inline vec none_and_first(vec x) { return MIXED(x, (vec){}, 4, 4, 0, 1); }
+static inline vec second_and_none(vec x) { return MIXED(x, (vec){}, 2, 3, 4, 4); }
+#endif
 #endif
 
 /* 1 / (1 + exp(-x)): 2 to the nearest whole number times 2 to the rest, by the polynomial of least relative error (8e-8). */
@@ -68,42 +76,45 @@ typedef struct {
     long span;
 } Planes;
 
-/* out[o][0..PAIR) = start[o], or base[o][0..PAIR), + sum over i of weight[i][o] * in[i][0..PAIR); `outs` a multiple of OUT. */
+/* out[o][0..STRIP) = start[o], or base[o][0..STRIP), + sum over i of weight[i][o] * in[i][0..STRIP); `outs` a multiple of OUT. */
 static inline void product(float *restrict out, long out_span, const float *restrict weight, const float *restrict start, Planes base,
                            const float *restrict in, long in_span, int ins, int outs) {
     for (int o = 0; o < outs; o += OUT) {
-        vec low[OUT], high[OUT];
-        for (int k = 0; k < OUT; k++) {
-            low[k] = high[k] = start ? all(start[o + k]) : (vec){};
-            if (base.at) low[k] = at(base.at + (o + k) * base.span), high[k] = at(base.at + (o + k) * base.span + LANES);
-        }
+        vec sum[OUT][ACROSS];
+        for (int k = 0; k < OUT; k++)
+            for (int v = 0; v < ACROSS; v++) sum[k][v] = base.at ? at(base.at + (o + k) * base.span + v * LANES) : start ? all(start[o + k]) : (vec){};
         const float *w = weight + o, *x = in;
         for (int i = 0; i < ins; i++, w += outs, x += in_span) {
-            vec a = at(x), b = at(x + LANES);
+            vec a[ACROSS];
+            for (int v = 0; v < ACROSS; v++) a[v] = at(x + v * LANES);
 #pragma GCC unroll 8
-            for (int k = 0; k < OUT; k++) low[k] += w[k] * a, high[k] += w[k] * b;
+            for (int k = 0; k < OUT; k++)
+#pragma GCC unroll 4
+                for (int v = 0; v < ACROSS; v++) sum[k][v] += w[k] * a[v];
         }
-        for (int k = 0; k < OUT; k++) put(out + (o + k) * out_span, low[k]), put(out + (o + k) * out_span + LANES, high[k]);
+        for (int k = 0; k < OUT; k++)
+            for (int v = 0; v < ACROSS; v++) put(out + (o + k) * out_span + v * LANES, sum[k][v]);
     }
 }
 
 /* sums[i][j] += left[i] . right[j] over the span, each as LANES partial sums; rows and columns multiples of four. */
 static void outer(float *restrict sums, const float *restrict left, long left_span, int rows, const float *restrict right, long right_span, int columns, long pixels) {
-    for (int i = 0; i < rows; i += 4)
-        for (int j = 0; j < columns; j += 4) {
-            vec s[4][4];
-            for (int a = 0; a < 4; a++)
-                for (int b = 0; b < 4; b++) s[a][b] = at(sums + ((i + a) * columns + j + b) * LANES);
+    for (int i = 0; i < rows; i += FOUR)
+        for (int j = 0; j < columns; j += BESIDE) {
+            vec s[FOUR][BESIDE];
+            for (int a = 0; a < FOUR; a++)
+                for (int b = 0; b < BESIDE; b++) s[a][b] = at(sums + ((i + a) * columns + j + b) * LANES);
             for (long p = 0; p < pixels; p += LANES) {
-                vec l[4], r[4];
-                for (int a = 0; a < 4; a++) l[a] = at(left + (i + a) * left_span + p), r[a] = at(right + (j + a) * right_span + p);
+                vec l[FOUR], r[BESIDE];
+                for (int a = 0; a < FOUR; a++) l[a] = at(left + (i + a) * left_span + p);
+                for (int b = 0; b < BESIDE; b++) r[b] = at(right + (j + b) * right_span + p);
 #pragma GCC unroll 4
-                for (int a = 0; a < 4; a++)
+                for (int a = 0; a < FOUR; a++)
 #pragma GCC unroll 4
-                    for (int b = 0; b < 4; b++) s[a][b] += l[a] * r[b];
+                    for (int b = 0; b < BESIDE; b++) s[a][b] += l[a] * r[b];
             }
-            for (int a = 0; a < 4; a++)
-                for (int b = 0; b < 4; b++) put(sums + ((i + a) * columns + j + b) * LANES, s[a][b]);
+            for (int a = 0; a < FOUR; a++)
+                for (int b = 0; b < BESIDE; b++) put(sums + ((i + a) * columns + j + b) * LANES, s[a][b]);
         }
 }
 
@@ -116,16 +127,23 @@ static Shape shape_of(int channels, int height, int width, int images) {
     Shape s = {.channels = channels, .height = height, .width = width, .pixels = (long)height * width, .pitch = width + 2};
     s.images = s.pixels < WANTED ? (int)(WANTED / s.pixels) : 1;
     s.images = s.images < images ? s.images : images;
-    s.full = (s.images * s.pixels + PAIR - 1) / PAIR * PAIR;
+    s.full = (s.images * s.pixels + STRIP - 1) / STRIP * STRIP;
     s.span = s.full | 16; /* an odd number of cache lines: a power of two of them, and a pixel's channels all fall into one set of the cache */
-    s.plane = ((height + 2) * s.pitch + 3 * PAIR) / PAIR * PAIR;
+    s.plane = ((height + 2) * s.pitch + 3 * STRIP) / STRIP * STRIP;
     return s;
 }
 
-/* Eight vectors of eight turned round: to[j][i] = from[i][j]. */
+/* EDGE vectors of EDGE turned round: to[j][i] = from[i][j]. */
 static inline void turn(float *restrict to, long to_span, const float *restrict from, long from_span) {
-    oct r[8], t[8];
-    for (int i = 0; i < 8; i++) r[i] = *(const oct *)(from + i * from_span);
+    part r[EDGE], t[EDGE];
+    for (int i = 0; i < EDGE; i++) r[i] = *(const part *)(from + i * from_span);
+#ifdef __aarch64__
+    for (int i = 0; i < 2; i++) t[i] = MIXED(r[i], r[i + 2], 0, 4, 1, 5), t[i + 2] = MIXED(r[i], r[i + 2], 2, 6, 3, 7);
+    for (int j = 0; j < 4; j += 2) {
+        *(part *)(to + j * to_span) = MIXED(t[j], t[j + 1], 0, 4, 1, 5);
+        *(part *)(to + (j + 1) * to_span) = MIXED(t[j], t[j + 1], 2, 6, 3, 7);
+    }
+#else
     for (int i = 0; i < 8; i += 2) {
         t[i] = MIXED(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
         t[i + 1] = MIXED(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
@@ -136,13 +154,14 @@ static inline void turn(float *restrict to, long to_span, const float *restrict 
             r[i + j + 2] = MIXED(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
         }
     for (int j = 0; j < 4; j++) {
-        *(oct *)(to + j * to_span) = MIXED(r[j], r[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        *(oct *)(to + (j + 4) * to_span) = MIXED(r[j], r[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        *(part *)(to + j * to_span) = MIXED(r[j], r[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *(part *)(to + (j + 4) * to_span) = MIXED(r[j], r[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
+#endif
 }
 
 /* Whether an image's channels are planes as they lie. */
-static inline int are_planes(int last, Shape s) { return !last && s.images == 1 && s.pixels % PAIR == 0; }
+static inline int are_planes(int last, Shape s) { return !last && s.images == 1 && s.pixels % STRIP == 0; }
 
 /* Images, [count][C][pixels] or with their channels last [count][pixels][C], into planes, zeros behind the last. */
 static void taken(float *restrict planes, const float *restrict images, int last, int count, Shape s) {
@@ -154,8 +173,8 @@ static void taken(float *restrict planes, const float *restrict images, int last
             continue;
         }
         long p = 0;
-        for (; p + 8 <= s.pixels; p += 8)
-            for (long c = 0; c < C; c += 8) turn(to + c * s.span + p, s.span, images + p * C + c, C);
+        for (; p + EDGE <= s.pixels; p += EDGE)
+            for (long c = 0; c < C; c += EDGE) turn(to + c * s.span + p, s.span, images + p * C + c, C);
         for (; p < s.pixels; p++)
             for (long c = 0; c < C; c++) to[c * s.span + p] = images[p * C + c];
     }
@@ -172,8 +191,8 @@ static void given_back(float *restrict images, const float *restrict planes, int
             continue;
         }
         long p = 0;
-        for (; p + 8 <= s.pixels; p += 8)
-            for (long c = 0; c < C; c += 8) turn(images + p * C + c, C, from + c * s.span + p, s.span);
+        for (; p + EDGE <= s.pixels; p += EDGE)
+            for (long c = 0; c < C; c += EDGE) turn(images + p * C + c, C, from + c * s.span + p, s.span);
         for (; p < s.pixels; p++)
             for (long c = 0; c < C; c++) images[p * C + c] = from[c * s.span + p];
     }
@@ -296,19 +315,19 @@ static void looked(float *restrict out, float *restrict work, Planes planes, con
 
 /* Each pixel's channels of one strip to mean nought and deviation one; gives back one over the deviation. */
 static inline void normed(float *restrict out, long out_span, float *restrict root, const float *restrict in, long in_span, int channels, float eps) {
-    vec mean[4] = {}, square[4] = {}, r[2]; /* four sums at a time, so that none waits for itself; channels are even */
+    vec mean[2 * ACROSS] = {}, square[2 * ACROSS] = {}, r[ACROSS]; /* many sums at a time, so that none waits for itself; channels are even */
     for (int c = 0; c < channels; c += 2)
-        for (int k = 0; k < 4; k++) mean[k] += at(in + (c + k / 2) * in_span + k % 2 * LANES);
-    for (int k = 0; k < 2; k++) mean[k] = (mean[k] + mean[k + 2]) * (1.0f / channels);
+        for (int k = 0; k < 2 * ACROSS; k++) mean[k] += at(in + (c + k / ACROSS) * in_span + k % ACROSS * LANES);
+    for (int k = 0; k < ACROSS; k++) mean[k] = (mean[k] + mean[k + ACROSS]) * (1.0f / channels);
     for (int c = 0; c < channels; c += 2)
-        for (int k = 0; k < 4; k++) {
-            vec d = at(in + (c + k / 2) * in_span + k % 2 * LANES) - mean[k % 2];
+        for (int k = 0; k < 2 * ACROSS; k++) {
+            vec d = at(in + (c + k / ACROSS) * in_span + k % ACROSS * LANES) - mean[k % ACROSS];
             square[k] += d * d;
         }
-    for (int k = 0; k < 2; k++) r[k] = inverse_root((square[k] + square[k + 2]) * (1.0f / channels) + eps);
+    for (int k = 0; k < ACROSS; k++) r[k] = inverse_root((square[k] + square[k + ACROSS]) * (1.0f / channels) + eps);
     for (int c = 0; c < channels; c++)
-        for (int k = 0; k < 2; k++) put(out + c * out_span + k * LANES, (at(in + c * in_span + k * LANES) - mean[k]) * r[k]);
-    for (int k = 0; root && k < 2; k++) put(root + k * LANES, r[k]);
+        for (int k = 0; k < ACROSS; k++) put(out + c * out_span + k * LANES, (at(in + c * in_span + k * LANES) - mean[k]) * r[k]);
+    for (int k = 0; root && k < ACROSS; k++) put(root + k * LANES, r[k]);
 }
 
 /* images       [count][C][H][W], or where it says "last" [count][H][W][C]; out [count][C][H][W]
@@ -320,9 +339,9 @@ int block_forward(const float *images, int images_last, float *out, const float 
                   int count, int channels, int height, int width) {
     Shape s = shape_of(channels, height, width, count);
     long C = channels, plane = C * s.span;
-    float *work = room(3 * s.plane, 3 * plane + 4 * C * PAIR);
+    float *work = room(3 * s.plane, 3 * plane + 4 * C * STRIP);
     if (!work) return 1;
-    float *own = work + 3 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * PAIR, *gated = wide + 2 * C * PAIR;
+    float *own = work + 3 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * STRIP, *gated = wide + 2 * C * STRIP;
     int as_they_lie = are_planes(0, s);
     for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
@@ -330,14 +349,14 @@ int block_forward(const float *images, int images_last, float *out, const float 
         float *to = as_they_lie ? out : made;
         long to_span = as_they_lie ? s.pixels : s.span;
         looked(look, work, in, taps, here, s);
-        for (long p = 0; p < s.full; p += PAIR) {
-            normed(norm, PAIR, NULL, look + p, s.span, channels, eps);
-            product(wide, PAIR, widen, bias, (Planes){}, norm, PAIR, channels, 2 * channels);
-            for (long c = 0; c < C * PAIR; c += LANES) {
+        for (long p = 0; p < s.full; p += STRIP) {
+            normed(norm, STRIP, NULL, look + p, s.span, channels, eps);
+            product(wide, STRIP, widen, bias, (Planes){}, norm, STRIP, channels, 2 * channels);
+            for (long c = 0; c < C * STRIP; c += LANES) {
                 vec gate = at(wide + c);
-                put(gated + c, gate * sigmoid(gate) * at(wide + C * PAIR + c));
+                put(gated + c, gate * sigmoid(gate) * at(wide + C * STRIP + c));
             }
-            product(to + p, to_span, narrow, NULL, (Planes){in.at + p, in.span}, gated, PAIR, channels, channels);
+            product(to + p, to_span, narrow, NULL, (Planes){in.at + p, in.span}, gated, STRIP, channels, channels);
         }
         if (!as_they_lie) given_back(out, made, 0, here, s);
     }
@@ -353,36 +372,36 @@ int block_backward(const float *images, int images_last, const float *gradient, 
                    int channels, int height, int width) {
     Shape s = shape_of(channels, height, width, count);
     long C = channels, plane = C * s.span, partial = LANES * (C * 9 + 2 * C * C + 2 * C + C * C);
-    float *work = room(3 * s.plane + partial, 8 * plane + s.full + 4 * C * PAIR);
+    float *work = room(3 * s.plane + partial, 8 * plane + s.full + 4 * C * STRIP);
     if (!work) return 1;
     float *taps_part = work + 3 * s.plane, *wide_part = taps_part + LANES * C * 9, *bias_part = wide_part + LANES * 2 * C * C, *narrow_part = bias_part + LANES * 2 * C,
           *look = taps_part + partial, *norm = look + plane, *gated = norm + plane, *back = gated + plane, *given = back + plane, *wide = given + plane,
-          *own = wide + 2 * plane, *root = own + plane, *made = root + s.full, *through = made + 2 * C * PAIR;
+          *own = wide + 2 * plane, *root = own + plane, *made = root + s.full, *through = made + 2 * C * STRIP;
     int as_they_lie = are_planes(images_last, s);
     for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
         Planes in = planes_of(own, images + first * C * s.pixels, images_last, here, s);
         Planes up_to_here = planes_of(given, gradient + first * C * s.pixels, gradient_last, here, s);
         looked(look, work, in, taps, here, s);
-        for (long p = 0; p < s.full; p += PAIR) {
+        for (long p = 0; p < s.full; p += STRIP) {
             normed(norm + p, s.span, root + p, look + p, s.span, channels, eps);
-            product(made, PAIR, widen, bias, (Planes){}, norm + p, s.span, channels, 2 * channels);
-            product(through, PAIR, narrow_back, NULL, (Planes){}, up_to_here.at + p, up_to_here.span, channels, channels); /* the gradient of what is gated */
+            product(made, STRIP, widen, bias, (Planes){}, norm + p, s.span, channels, 2 * channels);
+            product(through, STRIP, narrow_back, NULL, (Planes){}, up_to_here.at + p, up_to_here.span, channels, channels); /* the gradient of what is gated */
             for (long c = 0; c < C; c++)
-                for (int half = 0; half < PAIR; half += LANES) {
-                    long q = c * PAIR + half, w = c * s.span + p + half;
-                    vec gate = at(made + q), value = at(made + C * PAIR + q), up = at(through + q), share = sigmoid(gate), silu = gate * share;
+                for (int v = 0; v < STRIP; v += LANES) {
+                    long q = c * STRIP + v, w = c * s.span + p + v;
+                    vec gate = at(made + q), value = at(made + C * STRIP + q), up = at(through + q), share = sigmoid(gate), silu = gate * share;
                     vec of_gate = up * value * (share + silu * (1.0f - share)), of_value = up * silu;
                     put(gated + w, silu * value), put(wide + w, of_gate), put(wide + plane + w, of_value);
                     put(bias_part + c * LANES, at(bias_part + c * LANES) + of_gate);
                     put(bias_part + (C + c) * LANES, at(bias_part + (C + c) * LANES) + of_value);
                 }
-            product(through, PAIR, widen_back, NULL, (Planes){}, wide + p, s.span, 2 * channels, channels); /* the gradient of what is normed */
-            for (int half = 0; half < PAIR; half += LANES) {
-                vec mean = {}, along = {}, r = at(root + p + half);
-                for (long c = 0; c < C; c++) mean += at(through + c * PAIR + half), along += at(through + c * PAIR + half) * at(norm + c * s.span + p + half);
+            product(through, STRIP, widen_back, NULL, (Planes){}, wide + p, s.span, 2 * channels, channels); /* the gradient of what is normed */
+            for (int v = 0; v < STRIP; v += LANES) {
+                vec mean = {}, along = {}, r = at(root + p + v);
+                for (long c = 0; c < C; c++) mean += at(through + c * STRIP + v), along += at(through + c * STRIP + v) * at(norm + c * s.span + p + v);
                 mean *= 1.0f / C, along *= 1.0f / C;
-                for (long c = 0; c < C; c++) put(back + c * s.span + p + half, (at(through + c * PAIR + half) - mean - at(norm + c * s.span + p + half) * along) * r);
+                for (long c = 0; c < C; c++) put(back + c * s.span + p + v, (at(through + c * STRIP + v) - mean - at(norm + c * s.span + p + v) * along) * r);
             }
         }
         outer(narrow_part, up_to_here.at, up_to_here.span, channels, gated, s.span, channels, s.full);

@@ -5,7 +5,7 @@
 
 #include "vectors.h"
 
-enum { TAPS = 16, PHASES = 4, FOUR = 4 };
+enum { TAPS = 16, PHASES = 4, STRIP = 64 / LANES }; /* vectors that a sum takes at a time */
 
 typedef struct {
     int groups, inputs, outputs, height, width; /* inputs and outputs of a group; the output's size */
@@ -42,11 +42,11 @@ static void joined(float *restrict image, const float *restrict phases, Shape s)
 /* out[q] = sum over terms of weights[t] * from[t][q], for q to the length and up to a vector more. */
 static void weighted(float *restrict out, const float *const *from, const float *restrict weights, int terms, long length) {
     long q = 0;
-    for (; q + (FOUR - 1) * LANES < length; q += FOUR * LANES) {
-        vec s[FOUR] = {};
+    for (; q + (STRIP - 1) * LANES < length; q += STRIP * LANES) {
+        vec s[STRIP] = {};
         for (int t = 0; t < terms; t++)
-            for (int k = 0; k < FOUR; k++) s[k] += weights[t] * at(from[t] + q + k * LANES);
-        for (int k = 0; k < FOUR; k++) put(out + q + k * LANES, s[k]);
+            for (int k = 0; k < STRIP; k++) s[k] += weights[t] * at(from[t] + q + k * LANES);
+        for (int k = 0; k < STRIP; k++) put(out + q + k * LANES, s[k]);
     }
     for (; q < length; q += LANES) {
         vec s = {};

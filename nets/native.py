@@ -1,11 +1,12 @@
 """Operators of torch that are C on a processor, made by the system's compiler where they are first needed.
 
-Where there is no compiler, or no AVX2, there are none, and a net is torch's own operations.
+For x86 with AVX2 or AVX-512 and for ARM of 64 bits. Elsewhere, and where there is no compiler, there are none, and a net is torch's own operations.
 """
 
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 HEADER = Path(__file__).with_name("vectors.h")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
+# every ARM of 64 bits has the instructions that are needed, and compilers of Apple's did not all know the flag
+OWN = () if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
+FLAGS = (*OWN, "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
 PART = 32  # images that a thread takes at a time, whatever the number of threads: so sums are the same bits
 
 

@@ -1,27 +1,31 @@
-/* What the C of processors is written in: vectors of 512 bits where there are such, or of 256. */
+/* What the C of processors is written in: vectors of 512 bits, of 256 or, of ARM, of 128. */
 
-#ifdef __AVX512F__
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 #include <stdlib.h>
 #include <string.h>
 
-#ifndef __AVX2__
-#error "for vectors of 256 bits and more: elsewhere torch's own operations are the better choice"
-#elif defined(__AVX512F__)
-enum { LANES = 16 };
+#if defined(__AVX512F__)
+enum { LANES = 16, EDGE = 8 }; /* floats of a vector; those of a part of one, by which maps are copied and turned */
+#elif defined(__AVX2__)
+enum { LANES = 8, EDGE = 8 };
+#elif defined(__aarch64__)
+enum { LANES = 4, EDGE = 4 };
 #else
-enum { LANES = 8 };
+#error "without AVX2 torch's own operations are the better choice"
 #endif
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int veci __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float oct __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int octi __attribute__((vector_size(32)));
+typedef float part __attribute__((vector_size(4 * EDGE), aligned(4), may_alias));
+typedef int parti __attribute__((vector_size(4 * EDGE)));
 #ifdef __clang__
 #define MIXED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else /* before its twelfth version gcc knows no other */
-#define MIXED(a, b, ...) __builtin_shuffle(a, b, (octi){__VA_ARGS__})
+#define MIXED(a, b, ...) __builtin_shuffle(a, b, (parti){__VA_ARGS__})
 #endif
 
 static inline vec at(const float *p) { return *(const vec *)p; }
@@ -42,9 +46,9 @@ static inline float *room(long zeros, long others) {
 
 /* Rows of a few floats, for which a call of memcpy takes longer than the copy. */
 static inline void rows(float *restrict to, long to_pitch, const float *restrict from, long from_pitch, int height, int width) {
-    int whole = width / 8 * 8;
+    int whole = width / EDGE * EDGE;
     for (int y = 0; y < height; y++, to += to_pitch, from += from_pitch) {
-        for (int x = 0; x < whole; x += 8) *(oct *)(to + x) = *(const oct *)(from + x);
+        for (int x = 0; x < whole; x += EDGE) *(part *)(to + x) = *(const part *)(from + x);
         for (int x = whole; x < width; x++) to[x] = from[x];
     }
 }
