@@ -1,5 +1,6 @@
 """The nets that another learns from: one, or several seeds as one."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_several_seeds_teach_their_mean(store, tmp_path):
     losses = [float(line["train_loss"]) for line in lines(tmp_path / "student", "metrics.jsonl")]
     other = train(Recipe(**common, teacher=str(tmp_path / "several" / "seed-5"), out=str(tmp_path / "other")), "", quiet)
     assert learnt["taught"] and other["taught"] and losses != [float(line["train_loss"]) for line in lines(tmp_path / "other", "metrics.jsonl")]
+
+
+def test_nets_of_several_folders_teach_together(store, tmp_path):
+    """Each net counts once, however many its folder has."""
+    train(Recipe(**SMALL, runs=2, data=str(store.path), out=str(tmp_path / "several")), "", quiet)
+    train(Recipe(**{**SMALL, "net": "tiny10k"}, data=str(store.path), out=str(tmp_path / "alone")), "", quiet)
+    folders = [str(tmp_path / name) for name in ("several", "alone")]
+    images = np.asarray(store.images("test"))
+    said = [model(folder).logits(images) for folder in (*(tmp_path / "several" / f"seed-{seed}" for seed in (0, 1)), folders[1])]
+    together = teacher(os.pathsep.join(folders), store)
+    with torch.no_grad():
+        torch.testing.assert_close(together(model(folders[1]).inputs(images)), sum(said) / 3)
+    with pytest.raises(InputError, match="no such folder|no model"):
+        teacher(os.pathsep.join([*folders, str(tmp_path / "nothing")]), store)
 
 
 def test_a_run_of_several_seeds_that_is_not_over_is_no_teacher(store, tmp_path):

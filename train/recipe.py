@@ -66,7 +66,9 @@ class Recipe:
     weight_decay: float = _setting(0.0, "L2 penalty on weights of two or more dimensions")
     label_smoothing: float = _setting(0.0, "share of the target spread over all classes")
     ema: float = _setting(0.0, "what is tested and saved is a running mean of the weights, which keeps that share at a step; 0 for the weights themselves")
-    teacher: str = _setting("", "distillation: run folder whose net's logits are learnt beside the labels; of several seeds, the mean of all")
+    teacher: str = _setting(
+        "", "distillation: run folder whose net's logits are learnt beside the labels; of several seeds, or several folders as A:B, the mean of all"
+    )
     teacher_share: float = _setting(0.5, "of the teacher in the loss")
     temperature: float = _setting(2.0, "of the teacher's and the net's softmax in that share")
     views: int = _setting(1, "views of each test image whose logits are averaged: 2 with its mirror image, 6 with both shifted, too", VIEWS)

@@ -3,6 +3,7 @@
 Shapes: images_BCHW as a training has them, logits_BK.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -24,12 +25,12 @@ class Ensemble(nn.Module):
         return torch.stack([net(images_BCHW) for net in self.nets]).mean(0)
 
 
-def teacher(folder: str, store: Store) -> nn.Module:
-    """The net of a run folder; of one of several seeds, the `Ensemble` of all that finished.
+def teacher(folders: str, store: Store) -> nn.Module:
+    """The net of a run folder; of one of several seeds, or of several folders (`os.pathsep` between them), the `Ensemble` of all that finished.
 
     Raises `InputError` where there is none, or it knows other classes or takes other images than the store's.
     """
-    models = {path: result.model(path) for path in finished(folder)}
+    models = {path: result.model(path) for folder in folders.split(os.pathsep) for path in finished(folder)}
     for path, model in models.items():
         if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
             raise InputError(f"--teacher {path}: trained on other classes or images than {store.path}: train one on these")
