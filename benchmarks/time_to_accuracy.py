@@ -151,7 +151,7 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     parser = argparse.ArgumentParser(
         prog="time_to_accuracy.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are the recipe's"
     )
-    parser.add_argument("--target", default="", metavar="A|peer", help="accuracy whose p-value is given; peer: the first peer's mean here")
+    parser.add_argument("--target", default="", metavar="A|peer", help="accuracy whose p-value is given; peer: the first peer's mean here, with its own spread")
     parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a peer's script in a folder of yours; may be repeated")
     parser.add_argument("--out", required=True, metavar="DIR", help="results: result.json, result.png, seeds and peers")
     asked, rest = parser.parse_known_args(given)
@@ -184,10 +184,11 @@ def main(given: list[str] | None = None) -> None:
     rows, rate, order = contest(recipe, name, store, asked.peer, out, lambda: matrix_rate(device, DTYPES[precision]), print)
     target = asked.target or None
     if target == "peer":
-        target = mean(run["accuracy"] for run in rows[1]["runs"]) if rows[1]["runs"] else None
+        target = [run["accuracy"] for run in rows[1]["runs"]] or None
     sets_it = 1 if asked.target == "peer" else None  # whether its mean reaches itself is no question
     rows = [figures(row, None if number == sets_it else target) for number, row in enumerate(rows)]
     about = facts(store, device, {"recipe": {"name": name, **asdict(recipe)}, "peers": [script.name for script in asked.peer]})
+    target = rows[0]["target"]
     about |= {"tested_on": tested_on(recipe), "precision": precision, "matrix_flop_per_second": rate, "order": order, "rows": rows}
     write_json(out / "result.json", about)
     chart(rows, f"{title}, {about['hardware']['device']}", out / "result.png")

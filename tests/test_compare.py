@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from html import unescape
 
 import pytest
 from test_report import Page
 
 from pipelines.errors import InputError
 from train import compare, result
-from train.compare import Run, differing, html, text
+from train.compare import Run, apart, differing, html, text
+from train.interval import difference
 from train.recipe import Recipe
 from train.runs import train
 
@@ -55,6 +57,19 @@ def test_other_test_images_are_said_to_be_no_comparison(run_folder, tmp_path):
     both = [Run.read(run_folder), Run.read(others[0])]
     said = f"Accuracy on {data['name']}, test and on {data['name']}, 7 images held out of train; of the last epoch."
     assert said in text(both) and said in html(both) and f"Accuracy on {data['name']}, test; of the last epoch." in text(both[:1])
+
+
+def test_two_runs_of_several_seeds_have_their_difference(several, run_folder, tmp_path):
+    other = shutil.copytree(several, tmp_path / "other")
+    for number, folder in enumerate(result.seeds(other)):
+        summary = result.summary(folder)
+        (folder / "summary.json").write_text(json.dumps({**summary, "test_accuracy": summary["test_accuracy"] + 0.01 + 0.001 * number}))
+    ours, theirs = ([result.summary(place)["test_accuracy"] for place in result.seeds(folder)] for folder in (other, several))
+    found = difference(ours, theirs)
+    expected = f"other less first: {100 * found.mean:+.2f} points (95% interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, Welch's)"
+    runs = [Run.read(several, "first"), Run.read(other, "other"), Run.read(run_folder, "single")]
+    assert found.mean > 0.009 and apart(runs) == [expected]
+    assert expected in text(runs) and expected in unescape(html(runs))
 
 
 def test_diverged_seeds_are_counted(several, tmp_path):

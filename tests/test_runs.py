@@ -6,13 +6,14 @@ import math
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from pipelines.errors import InputError
 from train import jobs, loop, runs
 from train.course import Diverged
-from train.interval import Interval, distribution, p_at_least, quantile
+from train.interval import Interval, difference, distribution, p_at_least, quantile
 from train.recipe import HOSTS, Recipe
 from train.run import Kept, Run, train_once
 
@@ -82,6 +83,24 @@ def test_interval_and_p_value():
     assert p_at_least([0.85, 0.86, 0.87], 0.86) == pytest.approx(0.5)
     assert p_at_least([0.85, 0.86, 0.87], 0.80) < 0.01 < 0.99 < p_at_least([0.85, 0.86, 0.87], 0.92)
     assert p_at_least([0.85] * 2, 0.85) == 0 and math.isnan(p_at_least([0.9], 0.8))
+
+
+@pytest.mark.parametrize("sizes", [(3, 8), (50, 25), (2, 2)])
+def test_difference_of_two_means_is_scipys(sizes):
+    stats = pytest.importorskip("scipy.stats")
+    draw = np.random.default_rng(sum(sizes))
+    ours, theirs = (draw.normal(0.9, deviation, size).tolist() for deviation, size in zip((0.01, 0.002), sizes))
+    found, expected = difference(ours, theirs), stats.ttest_ind(ours, theirs, equal_var=False)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()), abs=1e-9)
+    assert p_at_least(ours, theirs) == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False, alternative="greater").pvalue, abs=1e-9)
+    for freedom in (1, 1.3, 2.6, 49.5, 20_000):
+        assert [distribution(t, freedom) for t in (-30, -1, 0.3, 5)] == pytest.approx(stats.t.cdf((-30, -1, 0.3, 5), freedom).tolist(), abs=1e-8)
+
+
+def test_difference_of_single_or_equal_values():
+    assert math.isnan(difference([0.9], [0.8, 0.7]).low) and math.isnan(p_at_least([0.9, 0.8], [0.7]))
+    same = difference([0.9, 0.9], [0.8, 0.8])
+    assert same.low == same.mean == same.high == pytest.approx(0.1) and p_at_least([0.9] * 2, [0.8] * 2) == 0
 
 
 def test_a_compiled_training_is_used_again_by_recipes_of_its_program_only(store, tmp_path):

@@ -267,6 +267,18 @@ def test_figures_are_those_by_hand():
     assert standings.figures(row_of((0.9,), (1.0,)), 0.9)["p_at_least_target"] is None
 
 
+def test_a_peers_accuracies_are_a_target_with_a_spread_of_its_own():
+    """By hand: errors 0.01 a side, so 0.01 * sqrt(2) for the difference, with two degrees of freedom, whose 97.5% point is 4.3027."""
+    made = standings.figures(row_of((0.90, 0.92), (1.0, 3.0)), [0.93, 0.95])
+    apart, half = made["less_target_interval"], 4.3027 * 0.01 * math.sqrt(2)
+    assert made["target"] == pytest.approx(0.94) and (apart["low"], apart["mean"], apart["high"]) == pytest.approx(
+        (-0.03 - half, -0.03, -0.03 + half), abs=1e-5
+    )
+    assert made["p_at_least_target"] == pytest.approx(0.9160, abs=1e-4)  # t = -2.1213: 1/2 - t / (2 sqrt(2 + t^2))
+    assert standings.remarks([made]) == ["x: -3.00 points from the target's mean (95% interval -9.09 to +3.09)"]
+    assert "one run" in standings.remarks([standings.figures(row_of((0.9,), (1.0,)), [0.93, 0.95])])[0]
+
+
 def test_table_and_remarks():
     row = row_of((0.90, 0.92), (1.0, 3.0), flop_per_second=1e12, diverged=[{"seed": 3, "epoch": 1, "step": 2}], trained_now=1)
     shown = standings.lines([standings.figures(row, 0.9)], 2e12, "CIFAR-10 (JPEG q75)")[0]

@@ -16,7 +16,7 @@ from train import result
 from train.charts import Line, chart
 from train.command import parser_of
 from train.document import SERIES, document, table
-from train.interval import Interval
+from train.interval import Interval, difference
 
 LEFT_OUT = ("out", "data", "runs", "events", "report")  # settings that say where a run is, not what it is; the data are compared by name and checksum
 HEAD = ("run", "accuracy", "n", "deviation", "95% interval", "parameters", "images/s", "train s", "total s")
@@ -94,12 +94,24 @@ def lost(run: Run) -> str:
     return f"note: {run.name}: {count} more seed{'s' * (count > 1)} diverged; the figures are of the others" if count else ""
 
 
+def apart(runs: list[Run]) -> list[str]:
+    """A line for each run after the first, of several seeds both: how far from the first one's mean, by `difference`."""
+    said = []
+    for run in runs[1:]:
+        if min(len(run.seeds), len(runs[0].seeds)) > 1:
+            found = difference(*([seed["test_accuracy"] for seed in one.seeds] for one in (run, runs[0])))
+            said.append(
+                f"{run.name} less {runs[0].name}: {100 * found.mean:+.2f} points (95% interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, Welch's)"
+            )
+    return said
+
+
 def text(runs: list[Run]) -> str:
     """The comparison for a terminal."""
     rows = differing(runs)
     found = aligned(("setting", *(run.name for run in runs)), rows, left=len(runs) + 1) if rows else "All settings are the same."
     notes = [note for note in (warning(runs), *map(lost, runs)) if note]
-    printed = "\n".join([aligned(HEAD, [run.row() for run in runs]), "", tested(runs), "", found, *([""] if notes else []), *notes])
+    printed = "\n".join([aligned(HEAD, [run.row() for run in runs]), "", tested(runs), *apart(runs), "", found, *([""] if notes else []), *notes])
     return "\n".join(plain(line).rstrip() for line in printed.splitlines())
 
 
@@ -136,6 +148,7 @@ def html(runs: list[Run]) -> str:
     parts = [
         f"<h1>{len(runs)} runs side by side</h1><p>{escape(tested(runs))}</p>{notes}",
         table(list(HEAD), [[f"{cell:,}" if isinstance(cell, int) else cell for cell in run.row()] for run in runs]),
+        "".join(f"<p>{escape(line)}</p>" for line in apart(runs)),
         f"<h2>Curves</h2>{curves(runs)}<h2>Settings that differ</h2>{found}<h2>To repeat them</h2>{commands}",
     ]
     return document("Runs side by side", *parts)

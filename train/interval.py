@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from statistics import mean, stdev
 
 import numpy as np
@@ -35,33 +36,59 @@ class Interval:
         return f"{self.mean:.4f} (n {self.n}, standard deviation {self.deviation:.4f}, 95% interval {self.low:.4f} to {self.high:.4f})"
 
 
-def p_at_least(values: list[float], target: float) -> float:
-    """p-value of the one-sided t-test: small says that the mean behind `values` is at least `target`. NaN for n < 2."""
+def difference(values: list[float], others: list[float]) -> Interval:
+    """Of the mean of `values` less that of `others`, drawn apart and spread each in its own way; n counts both, the deviation is the difference's own.
+
+    Welch's interval (1947, Biometrika 34), with the degrees of freedom that he and Satterthwaite give it. NaN where a side has one value.
+    """
+    middle = mean(values) - mean(others)
+    error, freedom = standard_error(values, others)
+    half = quantile(0.975, freedom) * error if error else error
+    return Interval(len(values) + len(others), middle, error, middle - half, middle + half)
+
+
+def standard_error(values: list[float], others: list[float]) -> tuple[float, float]:
+    """(of the difference of two means, its degrees of freedom); NaN where a side has one value."""
+    if min(len(values), len(others)) < 2:
+        return math.nan, math.nan
+    parts = [stdev(side) ** 2 / len(side) for side in (values, others)]
+    if not sum(parts):
+        return 0.0, math.inf
+    return math.sqrt(sum(parts)), sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, (values, others)))
+
+
+def p_at_least(values: list[float], target: float | list[float]) -> float:
+    """p-value of the one-sided t-test: small says that the mean behind `values` is at least `target`, or the mean behind the values of another; large
+    says nothing. NaN for n < 2."""
     if len(values) < 2:
         return math.nan
-    middle, deviation = mean(values), stdev(values)
-    if deviation == 0:
-        return 0.0 if middle >= target else 1.0
-    return 1 - distribution((middle - target) / (deviation / math.sqrt(len(values))), len(values) - 1)
+    if isinstance(target, list):
+        middle, (error, freedom) = mean(values) - mean(target), standard_error(values, target)
+    else:
+        middle, error, freedom = mean(values) - target, stdev(values) / math.sqrt(len(values)), len(values) - 1
+    if error == 0:
+        return 0.0 if middle >= 0 else 1.0
+    return 1 - distribution(middle / error, freedom)
 
 
-def distribution(t: float, freedom: int) -> float:
-    """Student's cumulative distribution in [0, 1] for whole degrees of freedom.
+STEPS = np.linspace(0, 1, 4_001)
+SIMPSON = np.where(np.arange(len(STEPS)) % 2, 4.0, 2.0) - (np.arange(len(STEPS)) % (len(STEPS) - 1) == 0)
 
-    The finite series of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+
+def distribution(t: float, freedom: float) -> float:
+    """Student's cumulative distribution in [0, 1] for degrees of freedom from one on, whole or not: the integral of its density, by Simpson's rule.
+
+    With t = tan(angle) * sqrt(freedom) the density is a power of the cosine.
     """
+    if math.isnan(t) or math.isnan(freedom):
+        return math.nan
     angle = math.atan(t / math.sqrt(freedom))
-    sine, square = math.sin(angle), math.cos(angle) ** 2
-    odd = freedom % 2
-    terms = np.arange(1, (freedom - odd) // 2)  # each factor turns one term of the series into the next
-    ratios = (2 * terms / (2 * terms + 1) if odd else (2 * terms - 1) / (2 * terms)) * square
-    series = float(1 + np.cumprod(ratios).sum())
-    if not odd:
-        return 0.5 + 0.5 * sine * series
-    return 0.5 + (angle + (sine * math.cos(angle) * series if freedom > 1 else 0.0)) / math.pi
+    integral = float(np.cos(angle * STEPS) ** (freedom - 1) @ SIMPSON) * angle / (3 * (len(STEPS) - 1))
+    return 0.5 + integral * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
 
 
-def quantile(p: float, freedom: int) -> float:
+@cache
+def quantile(p: float, freedom: float) -> float:
     """The t that a share `p` of Student's distribution lies below."""
     low, high = -1e6, 1e6
     while high - low > 1e-10 * max(1.0, abs(low)):
