@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os.path import exists, isdir, isfile  # unlike Path's, False for what may not be looked at
 from pathlib import Path
@@ -20,6 +20,21 @@ from pipelines.store import is_utf8
 LAYOUT = "expected train/<class>/* and test/<class>/*, or <class>/*, or train.tar and test.tar of class folders"
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
+UNREAD = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".svg",
+    ".psd",
+    ".raw",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+)  # pictures, too, which nothing here decodes
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 HELD_OUT = 5  # of so many images of a class one is tested on, where a source has no test images
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: a line an image, its name, class and box, apart by tabs
@@ -28,12 +43,14 @@ MOST_TEXT = 1 << 22  # bytes of a text file: Tiny-ImageNet's longest has 2.6 MB
 
 @dataclass(frozen=True)
 class Files:
-    """The image files of a split: where they are, their sorted names, what a name's class is, and (place, bytes) of each of some names."""
+    """The image files of a split: where they are, their sorted names, what a name's class is, and (place, bytes) of each of some names; the names of pictures that
+    nothing here decodes."""
 
     where: Path
     names: list[str]
     class_of: Callable[[str], str]
     contents: Callable[[list[str]], Iterator[tuple[int, bytes]]]
+    unread: list[str] = field(default_factory=list)
 
 
 def image_folder(path: Path) -> Source:
@@ -44,19 +61,31 @@ def image_folder(path: Path) -> Source:
     for split, aliases in SPLITS.items():
         place = next((p for a in aliases for p in (path / a, *(path / (a + s) for s in TARS)) if exists(p)), None)
         if place is not None:
-            found[split] = in_folder(place) if isdir(place) else in_tar(place, tars.index(place), depth=2)
+            found[split] = in_folder(place) if isdir(place) else in_tar(place, tars.index(place))
     return arranged(path, path.resolve().name, found or {"": in_folder(path)})
 
 
 def image_tar(path: Path, members: dict[str, tars.tarfile.TarInfo]) -> Source:
     """One tar of <split>/<class>/<image> or <class>/<image>; a common folder around them is allowed. `members` is its index."""
-    depth, found = 3, {}
-    there = {tars.parts(n)[-depth] for n in members if len(tars.parts(n)) >= depth}
+    found = {}
+    around, there = above_classes(members)
     for split, aliases in SPLITS.items():
         alias = next((a for a in aliases if a in there), None)
         if alias is not None:
-            found[split] = in_tar(path, {n: m for n, m in members.items() if tars.parts(n)[-depth:][:1] == [alias]}, depth)
-    return arranged(path, path.name.split(".")[0], found or {"": in_tar(path, members, depth=2)})
+            found[split] = in_tar(path, {n: m for n, m in members.items() if tars.parts(n)[around : around + 1] == [alias]})
+    return arranged(path, path.name.split(".")[0], found or {"": in_tar(path, members)})
+
+
+def above_classes(members: Iterable[str]) -> tuple[int, set[str]]:
+    """(how many folders lie around all images of a tar, the folders of splits in them; none where the classes come next)."""
+    aliases, around = {alias for several in SPLITS.values() for alias in several}, 0
+    folders = [names[:-1] for names in map(tars.parts, members) if names and is_image(names)]
+    while folders:
+        there = {names[around] for names in folders if len(names) > around + 1}
+        if there & aliases or len(there) != 1 or any(len(names) < around + 2 for names in folders):
+            return around, there & aliases
+        around += 1
+    return 0, set()
 
 
 def arranged(path: Path, name: str, found: dict[str, Files]) -> Source:
@@ -89,6 +118,7 @@ def held_out(files: Files) -> tuple[Files, Files]:
 def source_of(name: str, splits: dict[str, Files], note: str = "", titles: dict[str, str] | None = None) -> Source:
     """A source of image files; every split must have the same classes, sorted. `titles` are their names for people."""
     owners = {split: [files.class_of(n) for n in files.names] for split, files in splits.items()}
+    note = " ".join(filter(None, (note, left_out(splits))))
     train, test = set(owners["train"]), set(owners["test"])
     for odd in sorted(train ^ test):
         raise InputError(f"{splits['test'].where}: class {odd!r:.200} is not in both train and test: give both the same class folders")
@@ -104,6 +134,21 @@ def source_of(name: str, splits: dict[str, Files], note: str = "", titles: dict[
     readable = name.encode("utf-8", "backslashreplace").decode()  # a store holds UTF-8 only
     classes = tuple((titles or {}).get(c, c) for c in labels)
     return Source(readable, classes, {s: (len(files.names), partial(items, s)) for s, files in splits.items()}, note)
+
+
+def left_out(splits: dict[str, Files]) -> str:
+    """What to say of pictures that nothing here decodes, "" where there are none. Raises `InputError` where a class has no others."""
+    for files in splits.values():
+        for owner in sorted({files.class_of(n) for n in files.unread} - {files.class_of(n) for n in files.names}):
+            raise InputError(
+                f"{files.where}/{owner}: no pictures of a kind that is read here, but others ({kinds(files.unread)}): make JPEG or PNG files of them"
+            )
+    unread = list({f"{files.where}/{n}": None for files in splits.values() for n in files.unread})
+    return f"{len(unread):,} pictures of kinds that are not read here ({kinds(unread)}) are left out: make JPEG or PNG files of them" if unread else ""
+
+
+def kinds(names: list[str]) -> str:
+    return ", ".join(sorted({Path(name).suffix.lower() for name in names}))
 
 
 def tiny_imagenet(path: Path) -> Source:
@@ -143,30 +188,33 @@ def lines(place: Path) -> list[str]:
         raise InputError(f"{place}: cannot be read ({getattr(error, 'strerror', None) or 'no text'}): get the archive again") from None
 
 
-def is_image(names: list[str]) -> bool:
+def is_image(names: list[str], suffixes: tuple[str, ...] = SUFFIXES) -> bool:
     """Whether .../<folder>/<image> is one; hidden files, such as the `._` copies that macOS leaves, are none."""
-    return names[-1].lower().endswith(SUFFIXES) and not any(n.startswith(".") for n in names)
+    return names[-1].lower().endswith(suffixes) and not any(n.startswith(".") for n in names)
 
 
-def in_tar(path: Path, members: dict[str, tars.tarfile.TarInfo], depth: int) -> Files:
-    """The images of a tar, at least `depth` levels deep; the folder that holds one is its class."""
-    names = sorted(n for n in members if len(tars.parts(n)) >= depth and is_image(tars.parts(n)[-2:]))
+def in_tar(path: Path, members: dict[str, tars.tarfile.TarInfo]) -> Files:
+    """The images of a tar's <class>/, those of folders in it included; folders around all of them do not count."""
+    around, there = above_classes(members)
+    place = around + bool(there)
+    names, unread = (sorted(n for n in members if len(tars.parts(n)) >= place + 2 and is_image(tars.parts(n), suffixes)) for suffixes in (SUFFIXES, UNREAD))
     if not names:
         raise InputError(f"{path}: no images in it: {LAYOUT}")
-    return Files(path, names, lambda name: tars.parts(name)[-2], lambda chosen: tars.contents(path, [members[n] for n in chosen], MOST_BYTES))
+    return Files(path, names, lambda name: tars.parts(name)[place], lambda chosen: tars.contents(path, [members[n] for n in chosen], MOST_BYTES), unread)
 
 
 def in_folder(path: Path) -> Files:
     """The images of <path>/<class>/, those of folders in it included."""
-    names = []
+    names, unread = [], []
     for owner in (f for f in entries(path) if isdir(f) and not f.name.startswith(".")):
         for place, folders, files in os.walk(owner, onerror=listed):
             inside = Path(place).relative_to(path).as_posix()
             names += [f"{inside}/{name}" for name in (*files, *folders) if is_image([name])]  # a folder of such a name is refused when it is read
+            unread += [f"{inside}/{name}" for name in files if is_image([name], UNREAD)]
             folders[:] = [name for name in folders if not name.startswith(".") and not is_image([name])]
     if not names:
         raise InputError(f"{path}: no images in it: {LAYOUT}")
-    return Files(path, sorted(names), lambda name: name.split("/")[0], partial(from_folder, path))
+    return Files(path, sorted(names), lambda name: name.split("/")[0], partial(from_folder, path), sorted(unread))
 
 
 def entries(path: Path) -> list[Path]:

@@ -212,7 +212,8 @@ class Shape(NamedTuple):
         tile_y = min(16, triton.next_power_of_2(height))
         if size * triton.cdiv(height, tile_y) < SMALL:
             return cls(tile_y, tile_x, tile_y, 1)
-        return cls(tile_y, tile_x, min(2 * tile_y, triton.next_power_of_2(height)), 2)
+        even = triton.cdiv(height, tile_y) % 2 == 0  # otherwise a program's second tile would be none of the image's
+        return cls(tile_y, tile_x, 2 * tile_y if even else tile_y, 2)
 
 
 def augment(images, rows, ids, labels, state, out, classes, policy: Policy, colours: Colours) -> None:

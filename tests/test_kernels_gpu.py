@@ -32,10 +32,11 @@ def augmented(images, labels, ids, policy, colours, seed, epoch, dtype, first=0,
     """(images [B,C,H,W], labels) on the CPU, from positions [first, first + size) of the order `ids`."""
     images, labels, ids = (torch.from_numpy(np.ascontiguousarray(a)).to(DEVICE) for a in (images, labels, ids))
     size = len(ids) if size is None else size
-    out = torch.full((size, *images.shape[1:]), torch.nan, dtype=dtype, device=DEVICE)
+    out, behind = torch.full((2 * size, *images.shape[1:]), torch.nan, dtype=dtype, device=DEVICE).split(size)
     classes = torch.full((size,), -1, device=DEVICE)
     state = torch.tensor([seed, epoch, first], device=DEVICE)
     kernels_gpu.augment(images, ids, ids, labels, state, out, classes, policy, colours)
+    assert behind.isnan().all()  # what lies behind the batch is left alone
     return out.permute(0, 3, 1, 2).cpu(), classes.cpu()
 
 
@@ -89,6 +90,13 @@ def test_large_images(size):
 def test_every_mode_in_a_launch_of_many_images(flip, padding, monkeypatch):
     monkeypatch.setattr(kernels_gpu, "SMALL", 0)  # two images, and two blocks of rows, a program
     check(19, 9, 3, Policy(flip, 4, padding, 5), plan.MASK, 5, torch.bfloat16, ids=np.array([2, 2, 0]))
+
+
+@pytest.mark.parametrize("height", [48, 40, 64])
+def test_no_row_outside_of_an_image_is_written(height, monkeypatch):
+    """An odd number of whole tiles, one of which is no whole one, and an even number, in a launch of many images."""
+    monkeypatch.setattr(kernels_gpu, "SMALL", 0)
+    check(height, 64, 3, Policy("random", 3, "zero", 6), 7, 1, torch.float32, ids=np.array([4, 0, 2]))
 
 
 @given(WORDS, WORDS, st.integers(1, 3000))

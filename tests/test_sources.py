@@ -54,6 +54,34 @@ def test_one_tar_of_splits(around, split, tmp_path):
     assert find(tmp_path / "pets.tar.xz").name == "pets"
 
 
+@pytest.mark.parametrize("around", ["", "pets/", "./a/b/"])
+@pytest.mark.parametrize("splits", [("",), ("train/", "test/")])
+def test_a_tar_has_the_images_of_its_folder(around, splits, tmp_path):
+    """Those of folders in a class's folder, and a class called as a split, too."""
+    files = {f"{split}{name}": data for i, split in enumerate(splits) for name, data in images(first=50 * i).items()}
+    for split in splits:
+        files |= {f"{split}bee/more/{name}": picture for name, picture in (("8.png", files[f"{split}bee/0.png"]), ("9.png", files[f"{split}bee/1.png"]))}
+        if split:
+            files |= {f"{split}train/0.png": files[f"{split}bee/0.png"], f"{split}train/1.png": files[f"{split}bee/1.png"]}
+    write_folder(tmp_path / "d", files)
+    write_tar(tmp_path / "d.tar", {around + name: data for name, data in files.items()})
+    folder, tar = find(tmp_path / "d"), find(tmp_path / "d.tar")
+    assert tar.classes == folder.classes and {s: v[0] for s, v in tar.splits.items()} == {s: v[0] for s, v in folder.splits.items()}
+    for split in ("train", "test"):
+        ours, theirs = ({(item.label, item.picture) for item in source.splits[split][1]()} for source in (tar, folder))
+        assert ours == theirs
+
+
+def test_pictures_that_nothing_decodes_are_counted_and_no_class_is_lost(tmp_path, refused):
+    files = {f"train/{n}": d for n, d in images().items()} | {f"test/{n}": d for n, d in images(first=50).items()}
+    files |= {"train/bee/x.HEIC": b"?", "test/bee/y.avif": b"?", "train/bee/notes.txt": b"?"}
+    for place in (write_folder(tmp_path / "d", files), write_tar(tmp_path / "d.tar", files)):
+        found = find(place or tmp_path / "d")
+        is_sample_images(found)
+        assert found.note == "2 pictures of kinds that are not read here (.avif, .heic) are left out: make JPEG or PNG files of them"
+    refused(write_tar(tmp_path / "e.tar", files | {"train/cow/0.heic": b"?", "test/cow/0.heic": b"?"}), "cow", "make JPEG or PNG files of them")
+
+
 def test_links_and_devices_in_a_tar_are_no_images(tmp_path):
     extra = []
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
