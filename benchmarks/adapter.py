@@ -108,7 +108,7 @@ def finished(script: Path, store: Store, recipe: Recipe, runs: int, log: Path) -
     """
     with tempfile.TemporaryDirectory(prefix="tenfold-peer-") as work:  # what the script writes goes with it: it holds the script's code
         write_data(store, recipe, Path(work) / "cifar10")
-        command = [sys.executable, str(script), *arguments(script.read_text(encoding="utf-8"), runs)]
+        command = [sys.executable, str(script), *arguments(script.read_text(encoding="utf-8"), runs + 1)]  # whose first may be its warm-up
         with started(command, Path(work), log) as lines:
             begin = last = time.perf_counter()
             count = 0

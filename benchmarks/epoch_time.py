@@ -10,6 +10,7 @@ costs nothing would reach. Set-up (opening, compiling, first batch) and the firs
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
@@ -77,7 +78,6 @@ def measure(names: list[str], recipe: Recipe, passes: int, say=print) -> list[Ro
 def figures(rows: list[Row]) -> list[dict]:
     """One flat dict a row; medians and spread leave the first pass and the first epoch out."""
     ceiling = next(r for r in rows if r.name == CEILING)
-    top = ceiling.images_per_second(ceiling.epochs[1:]).median
     out = []
     for row in rows:
         if row.missing:
@@ -92,7 +92,7 @@ def figures(rows: list[Row]) -> list[dict]:
                 "loader_images_per_second": row.images_per_second(row.loading[1:]) if row.loading else None,
                 "images_per_second": speed,
                 "epoch_seconds": Spread.of(row.epochs[1:]),
-                "of_ceiling": speed.median / top,
+                "of_ceiling": median(top / own for top, own in zip(ceiling.epochs[1:], row.epochs[1:])),  # of epochs that followed one another
                 "test_accuracy": None if row.name == CEILING else row.accuracy,
             }
         )

@@ -87,7 +87,7 @@ def chart(points: list[Point], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12, y=0.1)
-    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].set_ylabel("accuracy (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(about(points), fontsize=10)
     for axes, some in zip(panels, labels):

@@ -19,7 +19,7 @@ def default() -> Recipe:
 
 
 def cpu() -> Recipe:
-    """The most that two CPU cores reach in five minutes: a stem that halves the image, Muon, images that grow.
+    """For two CPU cores and five minutes: a stem that halves the image, Muon, images that grow.
 
     CIFAR-10 (JPEG q75), two cores, torch 2.11: on an AMD EPYC with fast bf16 test accuracy 0.8727 (n 3, standard deviation 0.0017, 95% interval 0.8686
     to 0.8768) after 187 to 196 s of training; on an Intel Xeon with AVX-512 in fp32 0.8585 (n 3, standard deviation 0.0021, 95% interval 0.8533
@@ -37,7 +37,7 @@ def speed() -> Recipe:
     pass at the end, with six views of the quarter of the images that one view leaves least certain.
 
     On an H200, CIFAR-10 (JPEG q75), bf16: test accuracy 0.9034 with those views (n 50, standard deviation 0.0019, 95% interval 0.9028 to 0.9039) in 0.593 s, of which
-    the test pass takes 0.018; 0.187 PFLOP. hiverge's script, the record, had 0.9076 (n 50) in 1.086 s beside it. The rates are near that script's (hiverge 2025,
+    the test pass takes 0.018; 0.187 PFLOP. hiverge's script, the record's, had 0.9076 (n 50) in 1.086 s beside it, with `reduce-overhead` for its `max-autotune`. The rates are near that script's (hiverge 2025,
     after airbench94_muon, Jordan 2024), for a mean loss instead of a summed one.
     """
     kept = dict(schedule="linear", warmup=1.6, translate=2, padding="reflect", flip="alternate", label_smoothing=0.08, eval_every=0, views=6, views_share=0.25)
