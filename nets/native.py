@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,16 +30,17 @@ PART = 32  # images that a thread takes at a time, whatever the number of thread
 @cache
 def library(name: str) -> ctypes.CDLL | None:
     """What the compiler makes of `nets/<name>.c`, kept beside Python's own compiled files; None where there is no compiler, or it cannot do it."""
-    compiler, source = shutil.which(os.environ.get("CC", "cc")), HEADER.with_name(f"{name}.c")
-    if compiler is None:
-        return None
+    source = HEADER.with_name(f"{name}.c")
     try:
-        told = source.read_bytes() + HEADER.read_bytes() + "\0".join((compiler, *FLAGS, processor())).encode()
+        compiler = shlex.split(os.environ.get("CC", "cc"))  # which may be several words, such as ccache gcc
+        if not compiler or shutil.which(compiler[0]) is None:
+            return None
+        told = source.read_bytes() + HEADER.read_bytes() + "\0".join((str(shutil.which(compiler[0])), *compiler[1:], *FLAGS, processor())).encode()
         kept = source.parent / "__pycache__" / f"{name}-{hashlib.sha256(told).hexdigest()[:16]}.so"
         if not kept.exists():
             kept = make(compiler, source, kept)
         return ctypes.CDLL(str(kept))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
@@ -56,7 +58,7 @@ def processor() -> str:
         return f"{sys.platform} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def make(compiler: str, source: Path, path: Path) -> Path:
+def make(compiler: list[str], source: Path, path: Path) -> Path:
     """Compile to `path`, whole or not at all; where it cannot be written to, into a folder of this process."""
     try:
         path.parent.mkdir(exist_ok=True)
@@ -66,7 +68,7 @@ def make(compiler: str, source: Path, path: Path) -> Path:
         handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
-        subprocess.run([compiler, *FLAGS, "-o", made, str(source), "-lm"], check=True, capture_output=True, timeout=120)
+        subprocess.run([*compiler, *FLAGS, "-o", made, str(source), "-lm"], check=True, capture_output=True, timeout=120)
         os.replace(made, path)
     finally:
         Path(made).unlink(missing_ok=True)

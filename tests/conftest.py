@@ -59,13 +59,13 @@ def make_store(path: Path, train: int = 37, test: int = 11, height: int = 32, wi
 def of_256_bits(monkeypatch, tmp_path):
     """The operators in C as a processor has them that knows no vectors of 512 bits."""
     import ctypes
-    import shutil
+    import shlex
     from functools import cache
 
     from nets import gated_cpu, grouped_cpu, native
 
     monkeypatch.setattr(native, "FLAGS", ("-march=haswell", *(flag for flag in native.FLAGS if flag not in native.OWN)))
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler = shlex.split(os.environ.get("CC", "cc"))
     made = cache(lambda name: ctypes.CDLL(str(native.make(compiler, native.HEADER.with_name(f"{name}.c"), tmp_path / f"{name}.so"))))
     for module in (gated_cpu, grouped_cpu):
         monkeypatch.setattr(module, "library", made)

@@ -41,6 +41,11 @@ def test_only_what_differs_is_shown(run_folder, tmp_path):
     assert "All settings are the same." in text([runs[0], runs[0]])
 
 
+def test_a_whole_number_is_the_float_that_it_stands_for(run_folder, tmp_path):
+    runs = [Run.read(changed(run_folder, tmp_path, str(i), recipe={"warmup": value})) for i, value in enumerate((1, 1.0))]
+    assert not differing(runs)
+
+
 def test_several_seeds_are_one_row_with_their_spread(several, run_folder):
     run = Run.read(several)
     seeds = result.summary(several)["runs"]

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,16 +12,16 @@ import pytest
 
 from nets import gated_cpu, grouped_cpu, native
 
-COMPILER = shutil.which(os.environ.get("CC", "cc"))
+COMPILER = shlex.split(os.environ.get("CC", "cc"))
 NAMES = (gated_cpu.NAME, grouped_cpu.NAME)
 
 pytestmark = pytest.mark.skipif(not native.available(NAMES[0]), reason="no C compiler here that can make nets/gated_cpu.c")
 
 
-def driver(name: str, compiler: str, path: Path, *flags: str) -> str:
+def driver(name: str, compiler: list[str], path: Path, *flags: str) -> str:
     """Build the program that calls an operator in C on maps of many shapes; what the compiler said against it."""
     own = (flag for flag in native.FLAGS if flag.startswith("-f") and flag != "-fPIC")
-    return subprocess.run([compiler, *flags, *own, "-o", path, Path(__file__).with_name(f"drive_{name}.c"), "-lm"], capture_output=True, text=True).stderr
+    return subprocess.run([*compiler, *flags, *own, "-o", path, Path(__file__).with_name(f"drive_{name}.c"), "-lm"], capture_output=True, text=True).stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +45,7 @@ def test_an_arm_processor_comes_to_the_same_values(tmp_path, name):
     """A page behind each map is closed to it, as no sanitizer runs in the emulator."""
     if None in (shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64-static")):
         pytest.skip("no compiler for ARM and no emulator: Debian's gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user-static have them")
-    against = driver(name, "aarch64-linux-gnu-gcc", tmp_path / "arm", "-O3", "-static") + driver(name, COMPILER, tmp_path / "here", *native.OWN, "-O3")
+    against = driver(name, ["aarch64-linux-gnu-gcc"], tmp_path / "arm", "-O3", "-static") + driver(name, COMPILER, tmp_path / "here", *native.OWN, "-O3")
     assert not against, against
     there, here = (
         [tuple(map(float, line.split())) for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()]
@@ -57,9 +58,15 @@ def test_an_arm_processor_comes_to_the_same_values(tmp_path, name):
 
 def test_without_a_compiler_torch_does_it():
     code = "from nets import tiny; import torch; n = tiny.tiny(10, (8, 8), (1, 1)); x = torch.zeros(2, 3, 4, 4); print(n.stage1[0].nativable(n.stem(x)), n(x).shape)"
-    for path in ("/nowhere/cc", "false"):  # none, and one that fails
+    for path in ("/nowhere/cc", "false", "", "'"):  # none, one that fails, and no command
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CC": path})
         assert done.stdout.split()[0] == "False" and done.returncode == 0, done.stderr
+
+
+def test_a_compiler_of_several_words_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", shlex.join(["env", "LANG=C", *COMPILER]))
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, f"-DNAME={tmp_path.name}"))  # so that nothing is there yet
+    assert native.library.__wrapped__(NAMES[0]) is not None
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_hindrance():

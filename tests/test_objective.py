@@ -17,6 +17,7 @@ from train import summary
 from train.average import Average
 from train.checkpoint import load
 from train.evaluate import evaluate, fitting, seen
+from train.flags import named, parse
 from train.objective import cross_entropy, distillation
 from train.optim import optimiser
 from train.recipe import Recipe
@@ -146,3 +147,17 @@ def test_the_mean_of_the_weights_is_what_is_saved_and_tested(store, tmp_path):
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(InputError):
         Recipe(**wrong)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *("lr=-1", "lr=nan", "weight_decay=-0.1", "weight_decay=inf", "warmup=-1", "warmup=nan", "patience=-1", "factor=-1", "momentum=1", "muon_momentum=1.5"),
+        *("beta=1", "label_smoothing=2", "label_smoothing=-0.1", "grown=1.5", "affine_p=50", "erase_p=-1", "grey_p=7", "scale=2", "brightness=-3", "shift=nan"),
+        *("sharpness=nan", "erase=-3", "mix_ramp=-1", "save_minutes=-1", "save_minutes=nan"),
+    ],
+)
+def test_settings_out_of_their_range_are_one_line(flags):
+    name, value = flags.split("=")
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} .*: give .*0"):
+        parse([f"--{name.replace('_', '-')}", value], named())

@@ -158,6 +158,7 @@ class Averaged(nn.Module):
 def test_without_a_report_all_figures_are_there_and_no_page_of_an_earlier_run(run_folder, store, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(run_folder, out)
+    (out / "summary.json").unlink()  # as if it had not been finished
     train(replace(Recipe(**SMALL), precision="fp32", data=str(store.path), out=str(out), report=False), "", lambda *_: None)
     assert {p.name for p in out.iterdir()} == {"checkpoint.pt", "metrics.jsonl", "model.safetensors", "steps.jsonl", "summary.json"}
     theirs, ours = (result.summary(folder) for folder in (run_folder, out))

@@ -2,25 +2,34 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+import zipfile
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import nets
 import pipelines
 from pipelines.errors import InputError, NotInstalled
 from train import checkpoint, report, resume, saving
+from train.course import Diverged, follow
 from train.flags import named, parse
+from train.loop import Training
 from train.recipe import Recipe
+from train.run import Kept, Run
 from train.runs import train
 from train.state import read, recipe_of
+from train.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = dict(net="level1", epochs=3, batch_size=8, lr=0.01, device="cpu", precision="fp32", save_minutes=0.0)
@@ -34,7 +43,7 @@ def quiet(*_):
 
 
 def bits(folder: Path) -> dict[str, bytes]:
-    """The saved model's tensors, as bytes: the order of a safetensors header's metadata is not fixed."""
+    """The saved model's tensors, as bytes."""
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
@@ -184,6 +193,105 @@ def test_ctrl_c_saves_and_says_how_to_go_on(store, tmp_path):
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
 
 
+def test_ctrl_c_in_the_last_test_pass_is_not_lost(store, tmp_path, monkeypatch):
+    recipe = Recipe(**{**SMALL, "eval_every": 0}, runs=2, data=str(store.path), out=str(tmp_path / "cut"))
+    whole = train(replace(recipe, out=str(tmp_path / "whole")), "", quiet)
+    said, real = [], Training._test
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_test", lambda self, last: (os.kill(os.getpid(), signal.SIGINT), real(self, last)))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, "", said.append)
+    assert not (tmp_path / "cut" / "seed-1").exists() and said[-1] == f"saved: to go on, give the same command with --out {tmp_path / 'cut'}"
+    assert train(recipe, "", quiet)["runs"] == whole["runs"]
+
+
+def test_seconds_before_an_interruption_count_once(store, tmp_path, monkeypatch):
+    """However often an epoch is interrupted."""
+    recipe = Recipe(**{**SMALL, "epochs": 1}, data=str(store.path), out=str(tmp_path))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            train(recipe, "", quiet)
+    state = read(tmp_path)
+    state["epoch_seconds"] = 1000.0
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 1)
+            with pytest.raises(Interrupted):
+                train(recipe, "", quiet, state=state)
+        state = read(tmp_path)
+        assert state["seconds"]["train"] < 500 < state["epoch_seconds"] < 1500
+    assert 1000 < train(recipe, "", quiet, state=state)["seconds"]["train"] < 1500
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nothing_is_left_behind_an_epochs_last_step(store, rank):
+    """Of one of two processes, too, that has no part of the last batch: 33 images, 16 a step."""
+    pipeline = pipelines.open("resident", store, batch_size=16, ids=np.arange(33), share=(rank, 2))
+    training = Training(Recipe(**{**SMALL, "batch_size": 16}), nets.load("level1", 10), pipeline, None, torch.device("cpu"), Stopwatch())
+    assert [len(list(training.batches(0, start))) for start in range(4)] == [3, 2, 1, 0]
+
+
+def test_the_same_command_goes_on_or_keeps_what_is_finished(store, tmp_path, monkeypatch):
+    recipe, said = Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "cut")), []
+    whole = train(replace(recipe, out=str(tmp_path / "whole")), "", quiet)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        with pytest.raises(Interrupted):
+            train(recipe, "", quiet)
+    train(recipe, "", said.append)
+    assert any("goes on at epoch 2, step 3" in line for line in said) and bits(tmp_path / "cut") == bits(tmp_path / "whole")
+    before = (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns
+    assert train(replace(recipe, out=str(tmp_path / "whole")), "", said.append) == whole and "finished earlier, kept" in said[-1]
+    assert (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_training_is_not_written_over(store, tmp_path, monkeypatch, finished):
+    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1000 if finished else 7)
+        with nullcontext() if finished else pytest.raises(Interrupted):
+            train(recipe, "", quiet)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for changes, name in ((dict(lr=0.02), "lr"), (dict(seed=3), "seed"), (dict(net="level2", epochs=4), "net, epochs")):
+        with pytest.raises(InputError, match=f"run with another {name}: remove it, or name another folder with --out"):
+            train(replace(recipe, **changes), "", quiet)
+    for changes in (dict(runs=2), dict(sweep="lr=0.01,0.02")):
+        with pytest.raises(InputError, match="holds a single training: name another folder"):
+            train(replace(recipe, **changes), "", quiet)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_folders_of_several_trainings_are_not_mixed(store, tmp_path):
+    recipe = Recipe(**{**SMALL, "epochs": 1}, report=False, data=str(store.path))
+    train(replace(recipe, runs=2, out=str(tmp_path / "seeds")), "", quiet)
+    train(replace(recipe, sweep="lr=0.01,0.02", out=str(tmp_path / "sweep")), "", quiet)
+    for folder, changes, kind in (
+        ("seeds", {}, "several seeds"),
+        ("seeds", dict(sweep="lr=0.01"), "several seeds"),
+        ("sweep", {}, "a sweep"),
+        ("sweep", dict(runs=2), "a sweep"),
+    ):
+        with pytest.raises(InputError, match=f"holds {kind}: name another folder"):
+            train(replace(recipe, out=str(tmp_path / folder), **changes), "", quiet)
+
+
+def test_what_a_diverged_run_left_is_no_model_of_its_settings(store, tmp_path):
+    """Nor is another's checkpoint, where whoever began the training did not ask what its folder holds."""
+    recipe = Recipe(**{**SMALL, "epochs": 1}, data=str(store.path), out=str(tmp_path))
+    train(recipe, "", quiet)
+    other = Run(replace(recipe, lr=1e30, save_minutes=60.0), tmp_path, torch.device("cpu"), "", quiet, Kept())
+    with pytest.raises(Diverged):
+        follow(other.course(), other.training.step)
+    assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+def test_equal_models_are_equal_files(store, tmp_path):
+    made = [train(Recipe(**{**SMALL, "epochs": 1}, data=str(store.path), out=str(tmp_path / str(i))), "", quiet) for i in range(3)]
+    assert len({(tmp_path / str(i) / "model.safetensors").read_bytes() for i in range(len(made))}) == 1
+
+
 def test_a_finished_run_is_finished_again(store, tmp_path):
     recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
     first = train(recipe, "", quiet)
@@ -232,6 +340,16 @@ def test_what_cannot_be_gone_on_with_is_one_line(run_folder, tmp_path, spoil, re
     with pytest.raises(InputError, match=reason) as refused:
         resume.main(["--resume", str(tmp_path)])
     assert "checkpoint.pt" in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_an_ordered_dict_takes_no_values_that_could_be_keys(run_folder, tmp_path):
+    """Hashing a deep one would overflow the stack."""
+    with zipfile.ZipFile(run_folder / "checkpoint.pt") as whole, zipfile.ZipFile(tmp_path / "checkpoint.pt", "w") as spoilt:
+        for name in whole.namelist():
+            code = b"\x80\x02ccollections\nOrderedDict\n]K\x01K\x02\x86a\x85R." if name.endswith("/data.pkl") else whole.read(name)
+            spoilt.writestr(name, code)
+    with pytest.raises(InputError, match="checkpoint.pt: not a readable checkpoint"):
+        read(tmp_path)
 
 
 def test_settings_do_not_change_on_the_way(tmp_path):

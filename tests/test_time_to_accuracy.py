@@ -275,7 +275,7 @@ def test_a_peers_accuracies_are_a_target_with_a_spread_of_its_own():
         (-0.03 - half, -0.03, -0.03 + half), abs=1e-5
     )
     assert made["p_at_least_target"] == pytest.approx(0.9160, abs=1e-4)  # t = -2.1213: 1/2 - t / (2 sqrt(2 + t^2))
-    assert standings.remarks([made]) == ["x: -3.00 points from the target's mean (95% interval -9.09 to +3.09)"]
+    assert standings.remarks([made]) == ["x: -3.00 points from the target's mean (95% interval -9.08 to +3.08)"]
     assert "one run" in standings.remarks([standings.figures(row_of((0.9,), (1.0,)), [0.93, 0.95])])[0]
 
 

@@ -1,6 +1,8 @@
 """Several trainings as one program give what each gives alone."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -48,6 +50,9 @@ SETTINGS = {
     "whitening": (dict(net="speednet", optimiser="muon", lr=0.1, head_lr=0.1, muon_lr=0.01), [{"seed": s} for s in range(2)]),
     "adamw, mean of weights, mixed": (dict(optimiser="adamw", lr=1e-4, ema=0.9, mixup=0.5, label_smoothing=0.1), [{"seed": s} for s in range(2)]),
     "other rates and losses": (dict(momentum=0.5), [{"lr": 0.01}, {"lr": 0.02}, {"label_smoothing": 0.2}, {"weight_decay": 0.1}]),
+    "other schedules": (dict(lr=0.05), [{"schedule": "linear"}, {"schedule": "constant"}, {"warmup": 2.0}, {"schedule": "step", "step_epochs": 1}]),
+    "some mixed": (dict(lr=0.05), [{"mixup": 0.0}, {"mixup": 0.5}]),
+    "mixed and not": (dict(lr=0.05), [{"mixup": 0.5}, {"mixup": 0.0}]),
     "plateau": (dict(schedule="plateau", patience=0), [{"seed": 1}, {"lr": 0.0}]),
 }
 
@@ -176,6 +181,83 @@ def test_an_interruption_goes_on_together(store, tmp_path, monkeypatch):
     for seed in (0, 1):
         one, other = (load(tmp_path / name / f"seed-{seed}" / "checkpoint.pt")["net"] for name in ("whole", "cut"))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def same_in_the_end(store, tmp_path, settings: dict, whole: dict) -> None:
+    """A cut command, given again, ends as one that was not."""
+    assert train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)["runs"] == whole["runs"]
+    for seed in (0, 1):
+        assert torch.equal(losses(tmp_path / "whole" / f"seed-{seed}"), losses(tmp_path / "cut" / f"seed-{seed}"))
+
+
+@pytest.mark.parametrize("when", [1, 3, 5], ids=["first step", "epoch's end", "second epoch"])
+def test_ctrl_c_waits_for_a_step_of_all(store, tmp_path, monkeypatch, when):
+    """All are saved behind the same step, and the command to go on with is said."""
+    settings, said = dict(SMALL, runs=2, together=2, data=str(store.path)), []
+    whole = train(Recipe(**settings, out=str(tmp_path / "whole")), "", quiet)
+    with monkeypatch.context() as patch:
+        at_step(patch, when, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(Recipe(**settings, out=str(tmp_path / "cut")), "", said.append)
+    states = [load(tmp_path / "cut" / f"seed-{seed}" / "checkpoint.pt") for seed in (0, 1)]
+    assert [(state["epoch"], state["step"]) for state in states] == [divmod(when, 3)] * 2
+    assert said[-1] == f"saved: to go on, give the same command with --out {tmp_path / 'cut'}"
+    same_in_the_end(store, tmp_path, settings, whole)
+
+
+def test_an_interruption_within_a_step_writes_over_nothing(store, tmp_path, monkeypatch):
+    """A second Ctrl-C does not wait, and comes where weights have moved that no course has been told of."""
+    settings = dict(SMALL, runs=2, together=2, save_minutes=0.0, data=str(store.path))
+    whole = train(Recipe(**settings, out=str(tmp_path / "whole")), "", quiet)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)
+    same_in_the_end(store, tmp_path, settings, whole)
+
+
+def test_ctrl_c_behind_the_last_step_is_not_lost(store, tmp_path, monkeypatch):
+    settings = dict(SMALL, runs=2, together=2, data=str(store.path))
+    whole = train(Recipe(**settings, out=str(tmp_path / "whole")), "", quiet)
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(Recipe(**settings, out=str(tmp_path / "cut")), "", quiet)
+    same_in_the_end(store, tmp_path, settings, whole)
+
+
+def at_step(patch, number: int, what) -> None:
+    """Have something happen when the nets have moved for the `number`th time, before their courses are told."""
+    real, count = Together.step, iter(range(1, 1000))
+
+    def step(self, *given):
+        results = real(self, *given)
+        if next(count) == number:
+            what()
+        return results
+
+    patch.setattr(Together, "step", step)
+
+
+def test_dropout_is_that_of_each_alone(store, tmp_path):
+    """One after another, each draws from a stream of its own, also when it goes on; in one program draws are others."""
+    several = [{"seed": s} for s in range(2)]
+    finished(store, tmp_path, dict(net="level4"), several, batched=False)
+    alone(store, tmp_path, dict(net="level4"), several)
+    for i in range(2):
+        assert torch.equal(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"))
+
+
+def test_a_checkpoint_of_one_of_several_holds_its_own_weights_alone(store, tmp_path):
+    runs = [Run(Recipe(**SMALL, seed=i, data=str(store.path)), tmp_path / str(i), torch.device("cpu"), "", quiet, Kept()) for i in range(4)]
+    assert Together([run.training for run in runs], batched=True).follow([run.course() for run in runs]) == [None] * 4
+    alone(store, tmp_path, {}, [{"seed": 0}])
+    ours, theirs = ((tmp_path / name / "checkpoint.pt").stat().st_size for name in ("0", "alone-0"))
+    assert ours < 1.2 * theirs
 
 
 REAL = jobs.go_together

@@ -1,6 +1,7 @@
 """What a run keeps of its net: a checkpoint to go on from, and the model alone. Both are written whole."""
 
 import io
+import json
 from pathlib import Path
 
 import safetensors.torch
@@ -15,9 +16,18 @@ from train import archive
 def save(path: Path, state: dict) -> None:
     """Write a checkpoint whole or not at all: a training's state (`state.py`), plain tensors and values only."""
     file = io.BytesIO()  # torch's own writer reports a full disk as no OSError
-    torch.save(state, file)
+    torch.save(alone(state), file)
     with replacing(path) as temporary:
         temporary.write_bytes(file.getbuffer())
+
+
+def alone(value):
+    """The same without the storages that tensors are a small part of, which would be written whole: weights of several nets that train as one program."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, dict):
+        return {key: alone(inner) for key, inner in value.items()}
+    return [alone(inner) for inner in value] if type(value) is list else value
 
 
 def load(path: Path, device: str = "cpu") -> dict:
@@ -35,7 +45,17 @@ def save_model(path: Path, net: nn.Module, metadata: dict[str, str]) -> None:
     """Write the weights and norms as safetensors, with `metadata` (all strings) in the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        temporary.write_bytes(ordered(safetensors.torch.save(tensors, metadata)))
+
+
+def ordered(file: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library gives them another order each time, and equal models are to be equal files."""
+    begin = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:begin])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[begin:]
 
 
 def load_model(path: Path, net: nn.Module) -> nn.Module:

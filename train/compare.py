@@ -4,7 +4,7 @@ A run of several seeds counts as one: the mean of its seeds, with deviation and 
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 from statistics import mean
@@ -17,8 +17,10 @@ from train.charts import Line, chart
 from train.command import parser_of
 from train.document import SERIES, document, table
 from train.interval import Interval, difference
+from train.recipe import Recipe
 
 LEFT_OUT = ("out", "data", "runs", "events", "report")  # settings that say where a run is, not what it is; the data are compared by name and checksum
+KINDS = {setting.name: setting.type for setting in fields(Recipe)}
 HEAD = ("run", "accuracy", "n", "deviation", "95% interval", "parameters", "images/s", "train s", "total s")
 
 
@@ -50,7 +52,7 @@ class Run:
 
     def settings(self) -> dict[str, str]:
         """Everything that two runs may differ in, but their outcome."""
-        recipe = {key: value for key, value in self.summary["recipe"].items() if key not in LEFT_OUT}
+        recipe = {key: as_float(key, value) for key, value in self.summary["recipe"].items() if key not in LEFT_OUT}
         if len(self.seeds) > 1:
             recipe["seed"] = " ".join(str(seed["recipe"].get("seed")) for seed in self.seeds)
         data, hardware = self.summary["data"], self.summary.get("hardware", {})
@@ -66,6 +68,11 @@ class Run:
             **self.summary.get("versions", {}),
         }
         return {key: str(value) for key, value in {**more, **recipe, "precision": more["precision"]}.items()}
+
+
+def as_float(key: str, value):
+    """A setting's value; a whole number that stands for a float, as Python has it, is one."""
+    return float(value) if KINDS.get(key) is float and type(value) is int and abs(value) < 2**53 else value
 
 
 def differing(runs: list[Run]) -> list[tuple[str, ...]]:

@@ -13,8 +13,9 @@ from train.failures import explained
 from train.interval import Interval
 from train.recipe import Recipe
 from train.run import Kept, Run, train_once
+from train.saving import CtrlC
 from train.state import read, recipe_of
-from train.together import Together
+from train.together import Stopped, Together
 
 
 def seeds(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
@@ -88,18 +89,24 @@ def attempt(jobs: list[tuple[Recipe, Path]], device, name: str, say, kept: Kept)
 def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], device, name: str, say, kept: Kept) -> list[dict]:
     """`attempt` of several jobs of one shape as one program."""
     runs = [Run(*job, device, name, say, kept, state, slot) for slot, (job, state) in enumerate(zip(jobs, states))]
+    ctrl_c = CtrlC()
     for run in runs:
-        run.together = len(runs)
+        run.together, run.group = len(runs), ctrl_c
     trainings = [run.training for run in runs]
     group = kept.group = kept.group if kept.group and kept.group.holds(trainings) else Together(trainings, batched=device.type == "cuda")
     with runs[0].watch.lap("compile"), explained(jobs[0][0], device):
         group.warm_up()
-    try:
-        errors = group.follow([run.course() for run in runs])
-    except KeyboardInterrupt:
-        for run in runs:
-            run.saver.save()  # all at one step, so that they can go on together
-        raise
+    with ctrl_c:
+        try:
+            errors = group.follow([run.course() for run in runs], ctrl_c)
+        except Stopped as error:
+            for i in error.going:  # all at one step, so that they can go on together
+                with group.random_of(i):
+                    runs[i].saver.save()
+            say(f"saved: to go on, {runs[0].remedy}")
+            raise
+        if ctrl_c.asked:  # behind the last epoch, which was saved
+            say(f"saved: to go on, {runs[0].remedy}")
     return [diverged(error, *job, name, say) if error else run.finish() for error, job, run in zip(errors, jobs, runs)]
 
 
@@ -113,27 +120,31 @@ def diverged(error: Diverged, recipe: Recipe, place: Path, name: str, say) -> di
 
 
 def interrupted(recipe: Recipe, place: Path) -> dict | None:
-    """The checkpoint that an interrupted call left of this seed; None where there is none of the same settings."""
+    """The checkpoint that an interrupted call left of this seed; None where there is none. Raises `InputError` where it is of other settings."""
     if not (place / "checkpoint.pt").exists():
         return None
     state = read(place)
-    theirs = recipe_of(state, place)[1]
-    return state if theirs.seed == recipe.seed and theirs.experiment() == recipe.experiment() else None
+    check_same(recipe, asdict(recipe_of(state, place)[1]), place, "an interrupted run")
+    return state
+
+
+def check_same(recipe: Recipe, theirs: dict, place: Path, what: str) -> None:
+    """Raise `InputError` where a folder has a run of other settings: figures of two experiments are not averaged, and nothing is written over."""
+    differ = [key for key, value in recipe.experiment().items() if value != theirs.get(key)]
+    if differ or theirs.get("seed") != recipe.seed:
+        raise InputError(f"{place}: {what} with another {', '.join(differ) or 'seed'}: remove it, or name another folder with --out")
 
 
 def earlier(recipe: Recipe, place: Path) -> dict | None:
     """What an earlier call left of this seed: its summary or `diverged.json`; None where it did not finish.
 
-    Raises `InputError` where the folder's run had other settings: figures of two experiments are not averaged.
+    Raises `InputError` where the folder's run had other settings.
     """
     for file in (place / "summary.json", place / "diverged.json"):
         if not os.path.exists(file):
             continue
         outcome = read_outcome(file)
-        theirs = outcome["recipe"]
-        differ = [key for key, value in recipe.experiment().items() if value != theirs.get(key)]
-        if differ or theirs.get("seed") != recipe.seed or outcome["seed"] != recipe.seed:
-            raise InputError(f"{place}: a run with another {', '.join(differ) or 'seed'}: remove it, or name another folder with --out")
+        check_same(recipe, {**outcome["recipe"], "seed": outcome["seed"]}, place, "a run")
         return outcome
     return None
 

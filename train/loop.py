@@ -45,7 +45,6 @@ class Training:
     device: torch.device
     watch: Stopwatch
     teacher: nn.Module | None = None  # whose logits are learnt beside the labels
-    label: str = ""
     history: list[dict] = field(default_factory=list)
     ranks: Ranks = Ranks()  # the processes that train the net together
     built: bool = False  # whether its step is made once, for all sizes of batch that are to come and for all seeds
@@ -59,14 +58,19 @@ class Training:
             self.teacher.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self.mixing = self.recipe.mixing()
         self.schedule = schedule(self.recipe)
-        self.plateau = Plateau(self.recipe.factor, self.recipe.patience)
         # only fp16 has gradients that vanish below its smallest number
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.outcome: Outcome | None = None
-        self.progress, self.began = Progress(), time.perf_counter()
+        self.outcome: Outcome | None
+        self.began = time.perf_counter()
+        build_step(self, self.recipe)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What is new with every recipe."""
+        self.plateau, self.outcome, self.progress = Plateau(self.recipe.factor, self.recipe.patience), None, Progress()
         # a plateau's rate follows the losses; processes that share a training have not been tried so
         self.ahead = AHEAD if self.device.type == "cuda" and self.ranks.alone and self.recipe.schedule != "plateau" else 0.0
-        build_step(self, self.recipe)
+        self.random = torch.get_rng_state()  # of one of several that go one after another, step by step
 
     def restart(self, recipe: Recipe, net: nn.Module, train, test, watch: Stopwatch) -> "Training":
         """This training with another seed, or by a recipe of the same `program`: the weights of `net` and new pipelines, in the tensors and programs that are here."""
@@ -76,7 +80,7 @@ class Training:
         restore(self.net, self.optimiser, net.state_dict())
         if self.average:
             self.average.begin()
-        self.plateau, self.outcome, self.progress = Plateau(recipe.factor, recipe.patience), None, Progress()
+        self._begin()
         return self
 
     def autocast(self):
@@ -152,7 +156,7 @@ class Training:
         return {
             "epoch": ended.epoch + 1,
             "lr": float(ended.rate),
-            "train_loss": sum(losses) / len(losses),
+            "train_loss": sum(loss * self.train.plan.size(step) for step, loss in enumerate(losses)) / ended.seen,
             "train_accuracy": right / ended.seen,
             "test_loss": self.outcome.loss if tested and math.isfinite(self.outcome.loss) else None,  # JSON has no infinity
             "test_accuracy": self.outcome.accuracy if tested else None,
@@ -190,7 +194,7 @@ class Training:
             self.progress = Progress(epoch, right=torch.zeros((), dtype=torch.int64, device=self.device))
         rest(self.net, resting(self.net, self.recipe, epoch))
         at, steps, self.began = self.progress, len(self.train), time.perf_counter()
-        name, hidden = f"{self.label}epoch {epoch + 1}/{self.recipe.epochs}", True if self.ranks.rank else None  # None: where there is no terminal
+        name, hidden = f"epoch {epoch + 1}/{self.recipe.epochs}", True if self.ranks.rank else None  # None: where there is no terminal
         with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=hidden, leave=False) as bar:
             for step, (images, targets) in enumerate(self.batches(epoch, start), start):
                 images = resize(images, self.side(epoch))
@@ -210,7 +214,7 @@ class Training:
         """The pipeline's batches from a step on, mixed where the recipe says so; a last one of which this process has no part is empty."""
         plan = self.train.plan
         yield from self._mixed(epoch, start) if self.mixing else self._plain(epoch, start)
-        if plan.steps < len(plan):
+        if plan.steps < len(plan) and start < len(plan):
             images, labels = next(iter(self.train.epoch(0)))
             yield images[:0], Targets(labels[:0])
 

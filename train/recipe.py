@@ -1,5 +1,6 @@
 """A recipe: every setting of a training, flat and frozen. CLI flag = field name = JSON key."""
 
+import math
 from dataclasses import dataclass, field, fields
 
 from nets.layers import NORMS
@@ -20,6 +21,15 @@ HOSTS = (
     *("step_epochs", "factor", "patience", "settle", "freeze", "first_side", "grown", "flip", "translate", "padding", "cutout"),
 )
 ASIDE = ("seed", "runs", "together", "sweep", "out", "data", "report")  # what two runs of one experiment may differ in
+# (settings, what a value must be, how to ask for it)
+RANGES = (
+    (("eval_every", "held_out", "first_side", "size", "patience", "erase"), lambda value: value >= 0, "0 or more"),
+    (("lr", "head_lr", "muon_lr", "weight_decay", "warmup", "mix_ramp", "minutes", "save_minutes"), lambda value: 0 <= value < math.inf, "0 or more"),
+    (("shift", "rotate", "brightness", "contrast", "saturation", "sharpness"), lambda value: 0 <= value < math.inf, "0 or more"),
+    (("momentum", "muon_momentum", "beta", "scale"), lambda value: 0 <= value < 1, "0 or more, below 1"),
+    (("ema", "floor", "label_smoothing", "teacher_share", "settle", "freeze", "grown", "factor"), lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    (("affine_p", "erase_p", "grey_p"), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
+)
 
 
 def _setting(default, text: str, choices=None):
@@ -111,22 +121,18 @@ class Recipe:
         for name in ("epochs", "batch_size", "runs", "together", "step_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{flag(name)} {getattr(self, name)}: give 1 or more")
-        for name in ("eval_every", "held_out", "first_side", "size"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{flag(name)} {getattr(self, name)}: give 0 or more")
+        for names, fits, asked in RANGES:
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise InputError(f"--{flag(name)} {getattr(self, name)}: give {asked}")
         if self.limit < 0 or self.seed < 0 or self.seed + self.runs > 2**32:
             raise InputError("--limit and --seed: give 0 or more, and seeds below 2**32")
         if self.nesterov and not self.momentum:
             raise InputError("--nesterov needs --momentum above 0")
-        for name in ("ema", "floor", "teacher_share", "settle", "freeze"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{flag(name)} {getattr(self, name)}: give a share from 0 to 1")
         if not 0 < self.views_share <= 1:
             raise InputError(f"--views-share {self.views_share}: give a share above 0, at most 1")
         if self.temperature <= 0:
             raise InputError(f"--temperature {self.temperature}: give a number above 0")
-        if not 0 <= self.minutes < float("inf"):
-            raise InputError(f"--minutes {self.minutes}: give a number of minutes, or 0")
         if self.minutes and (self.sweep or self.together > 1):
             raise InputError("--minutes: epochs are fitted to one training at a time: leave --sweep and --together out, or give --epochs")
         self.policy(), self.mixing()

@@ -72,7 +72,10 @@ def summary(folder: str | Path) -> dict:
             check(dict(enumerate(values["runs"]["seeds"])), dict.fromkeys(range(max(len(values["runs"]["seeds"]), 1)), int))
     except OSError as error:
         what = "no such folder" if not Path(folder).exists() else f"no finished run ({path.name}: {error.strerror})"
-        raise InputError(f"{folder}: {what}: name the folder that a training wrote") from None
+        inside = sorted(place.parent.name for place in Path(folder).glob("*/summary.json"))
+        raise InputError(
+            f"{folder}: {what}: name " + (f"one in it, such as {Path(folder) / inside[0]}" if inside else "the folder that a training wrote")
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a run's summary ({reason(error)}): train again") from None
     return values

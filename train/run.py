@@ -20,7 +20,7 @@ from train.loop import Training
 from train.machine import commit
 from train.ranks import Ranks
 from train.recipe import Recipe
-from train.saving import Lines, Saver
+from train.saving import CtrlC, Lines, Saver
 from train.split import tested_images
 from train.state import go_on
 from train.stopwatch import Stopwatch
@@ -33,12 +33,14 @@ FEW = 200  # steps of a training from which little can be expected
 @dataclass
 class Kept:
     """What the trainings of one process share, once the first has made it: the verified store, and the trainings whose steps are made once
-    by the place that each has among those that go together, and their group. `ranks` is this process among several."""
+    by the place that each has among those that go together, and their group. `ranks` is this process among several. several: the folder of a command of more
+    trainings than one."""
 
     store: Store | None = None
     trainings: dict[int, Training] = field(default_factory=dict)
     group: Together | None = None
     ranks: Ranks = Ranks()
+    several: Path | None = None
 
     def earlier(self, recipe: Recipe, slot: int) -> Training | None:
         """The training in that place, if it has a program of the same settings; in a group, whose rates are put together by them, of the same experiment. One of
@@ -69,9 +71,11 @@ class Run:
     """
 
     together = 1
+    group: CtrlC | None = None  # of those
 
     def __init__(self, recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept, state: dict | None = None, slot: int = 0):
         self.recipe, self.out, self.name, self.say = recipe, out, name, say
+        self.remedy = f"give the same command with --out {kept.several}" if kept.several else f"python -m train --resume {out}"
         self.watch, self.state, self.writes = Stopwatch(device), state, kept.ranks.writes
         self.commit = commit()  # now: a checkout may move on while a long training runs
         with self.watch.lap("setup"):
@@ -96,9 +100,11 @@ class Run:
                 yield from training.course(lambda line, losses: None)
             return
         (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
+        for name in () if self.state else ("checkpoint.pt", "model.safetensors"):  # another one's, which nobody is to go on with or ask
+            (out / name).unlink(missing_ok=True)
         metrics, steps = (Lines(out / name, training.progress.epoch) for name in ("metrics.jsonl", "steps.jsonl"))
         board = events.board(out, recipe.events, goes_on=bool(self.state))
-        self.saver = Saver(training, self.store, out, self.name, self.say)
+        self.saver = Saver(training, self.store, out, self.name, self.say, self.remedy, self.group)
         failures = [explained(recipe, training.device) for _ in range(2)]  # the outer one for what comes up while the inner one's is on its way
         with failures[0], self.saver as saver, board as show, failures[1]:
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from pipelines.errors import InputError
 from pipelines.files import write_json
 from train import budget, ranks, sweep
 from train.assembly import known
 from train.device import device_of
-from train.jobs import gathered, of_runs, seeds, train_jobs
+from train.jobs import earlier, gathered, interrupted, of_runs, seeds, train_jobs
 from train.recipe import Recipe
 from train.run import Kept, folder, train_once
 
@@ -14,7 +15,7 @@ from train.run import Kept, folder, train_once
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
     """Train a recipe, `recipe.runs` times, and write its run folder. Gives back the (last) summary; of several processes, in the first.
 
-    state  of a checkpoint of this recipe, to go on from (`resume.read`)
+    state  of a checkpoint of this recipe, to go on from (`state.read`)
 
     Raises `InputError` for data, a net, a pipeline or a folder that cannot be used, before training starts.
     """
@@ -25,11 +26,40 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
         device, say = mine.device(device), say if mine.writes else lambda *_: None
         if recipe.minutes:
             recipe = budget.fitted(recipe, out, device, say, kept)
+        kept.several = out if recipe.sweep or recipe.runs > 1 else None
+        check_kind(out, recipe)
         if recipe.sweep:
             return sweep.train(recipe, out, device, name, say, kept)
         if recipe.runs == 1:
-            return train_once(recipe, out, device, name, say, kept, state)
+            return train_one(recipe, out, device, name, say, kept, state)
         return train_many(recipe, out, device, name, say, kept)
+
+
+def check_kind(out: Path, recipe: Recipe) -> None:
+    """Raise `InputError` where a folder holds trainings of another kind of command, whose files would be mixed."""
+    single, seeded, swept = (
+        any((out / name).exists() for name in ("checkpoint.pt", "model.safetensors")),
+        any(out.glob("seed-*")),
+        (out / "sweep.json").exists(),
+    )
+    wrong = single or seeded if recipe.sweep else single or swept if recipe.runs > 1 else seeded or swept
+    if wrong:
+        kind = "a single training" if single else "a sweep" if swept else "several seeds"
+        raise InputError(f"{out}: holds {kind}: name another folder with --out, or remove it")
+
+
+def train_one(recipe: Recipe, out: Path, device, name: str, say, kept: Kept, state: dict | None) -> dict:
+    """One seed, in `out`. What is finished there is not trained again, and what was interrupted goes on.
+
+    Raises `InputError` where the folder holds another training.
+    """
+    if state is None:
+        outcome, begun = kept.ranks.same(lambda: (earlier(recipe, out), (out / "checkpoint.pt").exists()))
+        if outcome and "diverged" not in outcome:
+            say(f"{out}: finished earlier, kept: for another training name another folder with --out")
+            return {} if kept.ranks.rank else outcome
+        state = interrupted(recipe, out) if begun else None
+    return train_once(recipe, out, device, name, say, kept, state)
 
 
 def train_many(recipe: Recipe, out: Path, device, name: str, say, kept: Kept) -> dict:

@@ -18,33 +18,64 @@ from train.loop import Training
 SHORT = 5.0  # seconds; epochs that take less share a checkpoint: each costs some 40 ms for 2 million parameters, more than a third of a GPU's epoch
 
 
-class Saver:
-    """Keeps `out/checkpoint.pt` fresh while a training runs; a context, in which Ctrl-C waits for the end of a step.
+class CtrlC:
+    """A context in which Ctrl-C is `asked` for, so that it can wait for the end of a step, of one training or of several that go together.
 
-    The first Ctrl-C saves, says how to go on, and raises `KeyboardInterrupt`; a second one does not wait. What comes within a
-    second is the same one: under torchrun the terminal and torchrun each pass it on.
+    A second Ctrl-C does not wait: it raises `KeyboardInterrupt`. What comes within a second is the same one: under torchrun the terminal and torchrun
+    each pass it on.
     """
 
-    def __init__(self, training: Training, store: Store, out: Path, name: str, say):
-        self.training, self.store, self.out, self.name, self.say = training, store, out, name, say
-        self.last, self.asked = time.monotonic(), math.inf  # when it was saved, and when Ctrl-C came
+    def __init__(self):
+        self.time, self.ready = math.inf, 0  # when it came; how many trainings have ended a step since this was last set to 0
 
-    def __enter__(self) -> "Saver":
+    @property
+    def asked(self) -> bool:
+        return self.time < math.inf
+
+    def __enter__(self) -> "CtrlC":
         self.before = None
         if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
             self.before = signal.signal(signal.SIGINT, self._ask)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        """Raises `KeyboardInterrupt` where it was asked for too late for any step."""
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
-        if isinstance(error, InputError) and not isinstance(error, Diverged) and (self.out / "checkpoint.pt").exists():
-            self.say(f"when that is mended: python -m train --resume {self.out}")
+        if self.asked and error is None:
+            raise KeyboardInterrupt
 
     def _ask(self, *_) -> None:
-        if time.monotonic() - self.asked > 1:
+        if time.monotonic() - self.time > 1:
             raise KeyboardInterrupt
-        self.asked = min(self.asked, time.monotonic())
+        self.time = min(self.time, time.monotonic())
+
+
+class Saver:
+    """Keeps `out/checkpoint.pt` fresh while a training runs; a context. After the step in which Ctrl-C came it saves, says how to go on, and raises
+    `KeyboardInterrupt`.
+
+    remedy  the command to go on with
+    group   of a training that goes with others: whoever moves them sees to Ctrl-C
+    """
+
+    def __init__(self, training: Training, store: Store, out: Path, name: str, say, remedy: str = "", group: CtrlC | None = None):
+        self.training, self.store, self.out, self.name, self.say = training, store, out, name, say
+        self.last, self.remedy = time.monotonic(), remedy or f"python -m train --resume {out}"
+        self.alone, self.ctrl_c = group is None, group or CtrlC()
+
+    def __enter__(self) -> "Saver":
+        if self.alone:
+            self.ctrl_c.__enter__()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, InputError) and not isinstance(error, Diverged) and (self.out / "checkpoint.pt").exists():
+            self.say(f"when that is mended: {self.remedy}")
+        if self.alone:
+            if self.ctrl_c.asked and error is None:  # behind the last epoch, which was saved
+                self.say(f"saved: to go on, {self.remedy}")
+            self.ctrl_c.__exit__(kind, error, trace)
 
     def save(self) -> None:
         """Write the checkpoint. Raises `InputError` where it cannot be, and where the images were written over: the last one stays."""
@@ -60,9 +91,10 @@ class Saver:
 
     def on_step(self) -> None:
         """What `Training.run` calls after each step."""
-        if self.asked < math.inf:
+        self.ctrl_c.ready += 1
+        if self.alone and self.ctrl_c.asked:
             self.save()
-            self.say(f"saved: to go on, python -m train --resume {self.out}")
+            self.say(f"saved: to go on, {self.remedy}")
             raise KeyboardInterrupt
         if time.monotonic() - self.last >= 60 * self.training.recipe.save_minutes:
             self.save()

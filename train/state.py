@@ -39,15 +39,19 @@ STATE = {
 def taken(training: Training) -> dict:
     """The state, whose tensors are the training's own; one host sync."""
     at, average = training.progress, training.average
+    optimiser, seconds = training.optimiser.state_dict(), dict(training.watch.seconds)
+    seconds["train"] -= at.seconds  # of an epoch that was gone on with, which has them
+    for group in optimiser["param_groups"]:
+        group["lr"] = float(group["lr"])  # a tensor where steps are recorded, which another device may not do
     return {
         "net": training.net.state_dict(),
-        "optimiser": training.optimiser.state_dict(),
+        "optimiser": optimiser,
         "scaler": training.scaler.state_dict(),
         "average": average.state_dict() if average else None,
         "plateau": vars(training.plateau),
         "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if training.device.type == "cuda" else []},
         "history": training.history,
-        "seconds": dict(training.watch.seconds),
+        "seconds": seconds,
         "epoch": at.epoch,
         "step": at.step,
         "losses": torch.stack(at.losses).tolist() if at.losses else [],
@@ -70,7 +74,8 @@ def put(training: Training, state: dict) -> None:
     vars(training.plateau).update({key: state["plateau"][key] for key in vars(training.plateau)})
     torch.set_rng_state(state["random"]["cpu"].cpu())
     if training.device.type == "cuda" and state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all([kept.cpu() for kept in state["random"]["cuda"]])
+        for device, kept in zip(range(torch.cuda.device_count()), state["random"]["cuda"]):  # the checkpoint's machine may have had more
+            torch.cuda.set_rng_state(kept.cpu(), device)
     training.history = list(state["history"])
     watch = training.watch
     for lap in ("train", "eval"):

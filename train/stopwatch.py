@@ -11,9 +11,8 @@ LAPS = ("setup", "compile", "train", "eval")
 class Stopwatch:
     """`seconds[name]` adds up every `with lap(name)`; `total` runs from the first line to now.
 
-    setup    finding and checking the data, opening pipelines, building the net (of several seeds in one
-             process, only the first finds and checks the data, before its clock starts)
-    compile  first batches, that kernels are built for, on a copy of the net
+    setup    finding and checking the data (of several seeds in one process the first one's alone), opening pipelines, building the net
+    compile  first batches, that kernels and programs are built for, on a copy of the net or undone afterwards
     train    every training epoch, waiting for data included
     eval     every pass over the test images; `final_eval`, part of it, is the last one alone
     """

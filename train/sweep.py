@@ -17,7 +17,7 @@ from train.jobs import gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe, flag
 from train.run import Kept
 
-FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device")  # not settings of one training, or the same for all
+FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device", "deterministic")  # not settings of one training, or the same for all
 SHAPES = (
     "net",
     "norm",

@@ -30,7 +30,7 @@ def teacher(folders: str, store: Store) -> nn.Module:
 
     Raises `InputError` where there is none, or it knows other classes or takes other images than the store's.
     """
-    models = {path: result.model(path) for folder in folders.split(os.pathsep) for path in finished(folder)}
+    models = {path: result.model(path) for folder in filter(None, folders.split(os.pathsep)) for path in finished(folder)}
     for path, model in models.items():
         if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
             raise InputError(f"--teacher {path}: trained on other classes or images than {store.path}: train one on these")

@@ -8,7 +8,8 @@ so there it is one after another.
 Shapes: images_BGCHW in memory order B,H,W,G,C (channels_last for a convolution of G groups), logits_GBK.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import torch
@@ -24,7 +25,16 @@ from train.objective import cross_entropies, distillations
 from train.recorded import Batch, Results
 from train.rehearsal import rehearse
 from train.resting import SHARES, Resting
+from train.saving import CtrlC
 from train.scaling import FixedScale
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C between two steps of trainings that go together: the state of those that go on, `going`, is that behind a step of each."""
+
+    def __init__(self, going: set[int]):
+        super().__init__()
+        self.going = going
 
 
 class Together:
@@ -66,12 +76,19 @@ class Together:
         """Whether it is the group of just these, which may have been restarted with other seeds."""
         return len(trainings) == len(self.trainings) and all(ours is theirs for ours, theirs in zip(self.trainings, trainings))
 
-    def follow(self, courses: list[Course]) -> list[Diverged | None]:
-        """Take the courses of all trainings to their ends, step by step; where one diverges, the others go on."""
+    def follow(self, courses: list[Course], ctrl_c: CtrlC | None = None) -> list[Diverged | None]:
+        """Take the courses of all trainings to their ends, step by step; where one diverges, the others go on.
+
+        Raises `Stopped` behind a step in which Ctrl-C was asked for and after which the state of all that go on may be taken.
+        """
         outcomes: list[Diverged | None] = [None] * len(courses)
-        batches = [next(course) for course in courses]
+        batches: list = [None] * len(courses)
+        going = set()
+        for i, course in enumerate(courses):
+            with self.random_of(i), suppress(StopIteration):  # gone on with behind its last step
+                batches[i] = next(course)
+                going.add(i)
         self.link()  # a course may have begun from a checkpoint
-        going = set(range(len(courses)))
         while going:
             some = batches[min(going)]  # of one size with all others that go on
             try:
@@ -79,21 +96,41 @@ class Together:
             except BaseException as error:
                 courses[min(going)].throw(error)  # to be saved or explained there
                 raise
+            if ctrl_c:
+                ctrl_c.ready = 0
             for i in sorted(going):
                 try:
-                    batches[i] = courses[i].send(results[i])
+                    with self.random_of(i):
+                        batches[i] = courses[i].send(results[i])
                 except StopIteration:
                     going.discard(i)
                 except Diverged as error:  # its slices go on as they are, and nobody looks at them
                     outcomes[i] = error
                     going.discard(i)
+            if ctrl_c and ctrl_c.asked and going and ctrl_c.ready >= len(going):
+                raise Stopped(going)
         return outcomes
+
+    @contextmanager
+    def random_of(self, i: int) -> Iterator[None]:
+        """Draws of one of several trainings that go one after another are from its own stream, so that they are what they are without the others."""
+        if self.batched:
+            yield
+            return
+        torch.set_rng_state(self.trainings[i].random)
+        try:
+            yield
+        finally:
+            self.trainings[i].random = torch.get_rng_state()
 
     def step(self, batches: list[Batch], going: Iterable[int] = ()) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(detached loss, right predictions) of each training's update by its batch; of those that are `going`, where not all are."""
         if not self.batched:
-            going = set(going) or range(len(batches))
-            return [t.step(*batch) if i in going else None for i, (t, batch) in enumerate(zip(self.trainings, batches))]
+            going, results = set(going) or range(len(batches)), []
+            for i, (training, batch) in enumerate(zip(self.trainings, batches)):
+                with self.random_of(i):
+                    results.append(training.step(*batch) if i in going else None)
+            return results
         for group, (i, number) in zip(self.optimiser.param_groups, self.leaders):
             set_rate(group, self.trainings[i].optimiser.param_groups[number]["lr"])
         losses, rights = self.work(batches)
@@ -119,7 +156,8 @@ class Together:
 
         with first.autocast():
             logits = vmap(one, in_dims=(0, 0, 1), randomness="different")(self.parameters, self.buffers, images_BGCHW)
-        if len({(t.recipe.label_smoothing, t.recipe.teacher, t.recipe.teacher_share, t.recipe.temperature) for t in self.trainings}) == 1:
+        kinds = {(t.recipe.label_smoothing, t.recipe.teacher, t.recipe.teacher_share, t.recipe.temperature) for t in self.trainings}
+        if len(kinds) == len({wanted.partners is None for wanted in targets}) == 1:
             each = self.losses(logits.float().flatten(0, 1), images_BGCHW, targets)
             return each.view(len(targets), -1).mean(1), logits
         parts = zip(self.trainings, logits, images_BGCHW.unbind(1), targets)
@@ -189,14 +227,17 @@ def stacked(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def merged(trainings: list[Training]) -> tuple[torch.optim.Optimizer, list[tuple[int, int]]]:
-    """(one optimiser over all weights, (training, group) whose rate each of its groups follows). Groups of the same settings become one."""
+    """(one optimiser over all weights, (training, group) whose rate each of its groups follows). Groups of the same
+    settings and schedule become one."""
     groups: dict[tuple, dict] = {}
     leaders = []
     for i, training in enumerate(trainings):
-        own = i if training.recipe.schedule == "plateau" else -1  # whose rates part as the losses do
+        recipe = training.recipe
+        follows = recipe.schedule, recipe.warmup, recipe.floor, recipe.step_epochs, recipe.factor
+        own = follows + ((i,) if recipe.schedule == "plateau" else ())  # whose rates part as the losses do
         for number, group in enumerate(training.optimiser.param_groups):
             settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
-            key = (own, *settings.items())
+            key = (*own, *settings.items())
             if key not in groups:
                 groups[key] = {**settings, "params": [], "lr": group["initial_lr"]}
                 leaders.append((i, number))
