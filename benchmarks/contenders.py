@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from pipelines.store import Store
 from train.assembly import assemble
 from train.loop import Training
 from train.recipe import Recipe
+from train.run import make_folder
 from train.stopwatch import Stopwatch
 
 CEILING = "fixed batch"
@@ -83,4 +85,6 @@ def parse(parser: argparse.ArgumentParser, given: list[str] | None = None) -> tu
     files = {key: settings.pop(key) for key in ("json", "chart")}
     if files["chart"] and not importlib.util.find_spec("matplotlib"):
         raise InputError("--chart: matplotlib is not installed: pip install matplotlib, or leave --chart out")
+    for file in filter(None, files.values()):
+        make_folder(Path(file).absolute().parent)
     return settings, settings.pop("pipelines"), files

@@ -18,6 +18,7 @@ import argparse
 import sys
 import time
 from dataclasses import asdict, fields, replace
+from itertools import count
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
@@ -87,7 +88,7 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     """(own flags, the recipe's name, the recipe). Raises `InputError` for what cannot be searched."""
     parser = argparse.ArgumentParser(prog="search.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are the recipe's")
     parser.add_argument("--vary", nargs="+", required=True, metavar="FIELD=LOW..HIGH", help="or FIELD=A,B,...: settings, and what they are drawn from")
-    parser.add_argument("--trials", type=int, default=32, help="trainings in all")
+    parser.add_argument("--trials", type=int, default=32, help="trainings in all; those that are there count whatever is asked for")
     parser.add_argument("--stop-after", type=float, default=0.0, metavar="MINUTES", help="begin no trial later; 0 for all")
     parser.add_argument("--second-costs", type=float, default=0.0, metavar="POINTS", help="of accuracy, when the best is looked for")
     parser.add_argument("--out", required=True, metavar="DIR", help=f"results: {', '.join(ALL)}, and every trial")
@@ -104,6 +105,11 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     return asked, name, recipe
 
 
+def finished(out: Path) -> int:
+    """How many trials are finished there, from the first on."""
+    return next(i for i in count() if not any((out / f"trial-{i:04d}" / name).exists() for name in ("summary.json", "diverged.json")))
+
+
 def on_held_out(recipe: Recipe, store: Store) -> Recipe:
     """The recipe, tested on a tenth of the training images where it does not say on how many."""
     return recipe if recipe.held_out else replace(recipe, held_out=store.count("train") // 10)
@@ -116,7 +122,7 @@ def main(given: list[str] | None = None) -> None:
     recipe = on_held_out(recipe, store)
     make_folder(out)
     until = begin + 60 * asked.stop_after if asked.stop_after else float("inf")
-    settings = draws(asked.ranges, asked.trials, recipe.seed)
+    settings = draws(asked.ranges, max(asked.trials, finished(out)), recipe.seed)
     done = train(recipe, name, settings, out, until)
     text, plain, fit = found(recipe, asked.ranges, done, asked.second_costs)
     title = f"{recipe.net} by {name}, {dataset_name(store)}, tested on {tested_on(recipe)}"

@@ -74,6 +74,15 @@ def test_what_is_no_picture_is_one_line(kind, run_folder, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_of_several_pictures_those_that_can_be_read_are_answered(run_folder, store, tmp_path, capsys):
+    Image.fromarray(np.asarray(store.images("test"))[0]).save(tmp_path / "good.png")
+    (tmp_path / "empty.png").touch()
+    paths = [str(tmp_path / name) for name in ("empty.png", "good.png", "none.png", "good.png")]
+    with pytest.raises(InputError, match="empty.png: not a picture.*; and 1 more"):
+        predict.main([str(run_folder), *paths])
+    assert capsys.readouterr().out.count("good.png") == 2
+
+
 def test_fewer_classes_than_one(run_folder):
     with pytest.raises(InputError, match="1 or more"):
         predict.main([str(run_folder), "a.png", "--top", "0"])

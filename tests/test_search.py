@@ -137,6 +137,8 @@ def test_a_search_goes_on_and_keeps_what_is_finished(flags, tmp_path, monkeypatc
     assert values["trials"][4]["lr"] == summary["recipe"]["lr"] == trained[4].lr and values["trials"][4]["test_accuracy"] == summary["test_accuracy"]
     assert values["trials"][2]["diverged"] and values["trials"][2]["seconds"] is None and values["fit"]["own"] == {"lr": 0.01, "label_smoothing": 0.0}
     assert (out / "search.png").stat().st_size > 10_000
+    search.main([*flags, "--trials", "3"])  # fewer than are there
+    assert len(json.loads((out / "search.json").read_text())["trials"]) == 9 and len(trained) == 9
     assert not list(out.glob("trial-*/*.safetensors")) and not list(out.glob("trial-*/checkpoint.pt"))
 
 

@@ -309,6 +309,8 @@ def test_held_out_images_are_left_out_of_training(store, tmp_path, monkeypatch):
     assemble(recipe, store, torch.device("cpu"), None)
     assert len(seen["test"]) == 10 and len(seen["train"]) == 20 and not set(seen["test"]) & set(seen["train"])
     assert np.array_equal(tested_images(recipe, store), store.images("train")[seen["test"]])
+    with pytest.raises(InputError, match="--limit 99: there are 32 images to train on"):
+        assemble(Recipe(**SMALL, held_out=5, limit=99), store, torch.device("cpu"), None)
     with pytest.raises(InputError, match="leaves none"):
         assemble(Recipe(**SMALL, held_out=37), store, torch.device("cpu"), None)
 

@@ -47,7 +47,8 @@ def curves(history: list[dict], title: str) -> plt.Figure:
         epochs, loss, accuracy = ([line[key] for line in lines] for key in ("epoch", f"{split}_loss", f"{split}_accuracy"))
         left.plot(epochs, loss, "o-", ms=3, color=colour)
         right.plot(epochs, [100 * a for a in accuracy], "o-", ms=3, color=colour, label=f"{split}, last {accuracy[-1]:.1%}")
-    left.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+    left.set(xlabel="epoch", ylabel="cross-entropy")
+    left.set_ylim(0, 1.02 * left.get_ylim()[1])  # one epoch's point is not cut
     right.set(xlabel="epoch", ylabel="accuracy (%)")
     right.legend(frameon=False, loc="lower right")
     for axes in (left, right):

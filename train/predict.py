@@ -42,10 +42,18 @@ def main(arguments: list[str]) -> None:
     if given.top < 1:
         raise InputError(f"--top {given.top}: give 1 or more")
     top = min(given.top, len(model.classes))
-    images = np.stack([read(path, model.height, model.width) for path in given.images])
-    best = model.logits(images).softmax(1).topk(top)
+    names, images, wrong = [], [], []
+    for path in given.images:
+        try:
+            images.append(read(path, model.height, model.width))
+            names.append(path)
+        except InputError as error:
+            wrong.append(error)
+    best = model.logits(np.stack(images)).softmax(1).topk(top) if images else None
     rows = []
-    for path, shares, classes in zip(given.images, best.values.tolist(), best.indices.tolist()):
+    for path, shares, classes in zip(names, best.values.tolist(), best.indices.tolist()) if best else ():
         rows.append((plain(path), *(f"{share:6.1%} {plain(model.classes[k])}" for share, k in zip(shares, classes))))
-    lines = table(("image", *[""] * top), rows, left=top + 1).splitlines()
-    print("\n".join(line.rstrip() for line in lines[2:]))
+    lines = table(("image", *[""] * top), rows, left=top + 1).splitlines() if rows else []
+    print("\n".join(line.rstrip() for line in lines[2:]), end="\n" if rows else "")
+    if wrong:
+        raise InputError(f"{wrong[0]}" + (f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""))

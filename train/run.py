@@ -114,7 +114,7 @@ class Run:
                 if training.progress.epoch == line["epoch"]:  # the net may be some epochs further already
                     saver.on_epoch(last=line["epoch"] == recipe.epochs)
                 show(line, losses)
-                self.say(epoch_line(line, recipe.epochs))
+                self.say((f"{out.name}: " if self.together > 1 else "") + epoch_line(line, recipe.epochs))
 
             yield from training.course(on_epoch, saver.on_step)
 
