@@ -85,6 +85,18 @@ def test_nets_of_several_folders_teach_together(store, tmp_path):
         teacher(os.pathsep.join([*folders, str(tmp_path / "nothing")]), store)
 
 
+def test_a_teacher_that_knows_the_held_out_images_is_told_of(store, tmp_path):
+    common, said = dict(SMALL, epochs=1, data=str(store.path)), {}
+    for held_out in (0, 10):
+        train(Recipe(**common, held_out=held_out, out=str(tmp_path / f"teacher{held_out}")), "", quiet)
+    for teachers in ([0], [10], [10, 0]):
+        lines = []
+        folders = os.pathsep.join(str(tmp_path / f"teacher{held_out}") for held_out in teachers)
+        train(Recipe(**common, held_out=10, teacher=folders, out=str(tmp_path / f"by{len(said)}")), "", lines.append)
+        said[tuple(teachers)] = [line for line in lines if "trained on images that are held out here" in line]
+    assert [len(lines) for lines in said.values()] == [1, 0, 1] and "teacher0" in said[10, 0][0]
+
+
 def test_a_run_of_several_seeds_that_is_not_over_is_no_teacher(store, tmp_path):
     train(Recipe(**{**SMALL, "epochs": 1}, runs=2, data=str(store.path), out=str(tmp_path / "several")), "", quiet)
     (tmp_path / "several" / "summary.json").unlink()

@@ -25,6 +25,7 @@ from train.split import tested_images
 from train.state import go_on
 from train.stopwatch import Stopwatch
 from train.summary import epoch_line, headline, summarise
+from train.teacher import leak
 from train.together import Together
 
 FEW = 200  # steps of a training from which little can be expected
@@ -88,6 +89,8 @@ class Run:
         say(headline(recipe, self.training, self.store, device))
         if (steps := recipe.epochs * len(self.training.train)) < FEW:
             say(f"note: {steps} steps in all are few: for so few images give more --epochs")
+        if recipe.teacher and (note := leak(recipe)):
+            say(note)
 
     def course(self) -> Course:
         """The training's, with the run folder's metrics and checkpoint kept up with it."""

@@ -12,6 +12,7 @@ from torch import nn
 from pipelines.errors import InputError
 from pipelines.store import Store
 from train import result
+from train.recipe import Recipe
 
 
 class Ensemble(nn.Module):
@@ -36,6 +37,22 @@ def teacher(folders: str, store: Store) -> nn.Module:
             raise InputError(f"--teacher {path}: trained on other classes or images than {store.path}: train one on these")
     nets = [model.net for model in models.values()]
     return nets[0] if len(nets) == 1 else Ensemble(nets)
+
+
+def leak(recipe: Recipe) -> str:
+    """What to say where a teacher has learnt images that are held out here, "" where none has, or it is not known."""
+    places = [path for folder in filter(None, recipe.teacher.split(os.pathsep)) for path in finished(folder)]
+    less = [path for path in places if held_out(path, recipe.held_out) < recipe.held_out]
+    return f"note: {less[0]} was trained on images that are held out here: train teachers with --held-out {recipe.held_out}, too" if less else ""
+
+
+def held_out(path: Path, unknown: int) -> int:
+    """How many images a run's recipe held out."""
+    try:
+        count = result.summary(path)["recipe"].get("held_out", 0)
+    except InputError:  # a model is all that is needed of a teacher
+        return unknown
+    return count if type(count) is int else unknown
 
 
 def finished(folder: str) -> list[Path]:
