@@ -14,10 +14,11 @@ from train.run import Kept, folder, train_once
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
     """Train a recipe, `recipe.runs` times, and write its run folder. Gives back the (last) summary; of several processes, in the first.
+    What the folder holds of the same training is kept where it is finished, and gone on with where it is not.
 
     state  of a checkpoint of this recipe, to go on from (`state.read`)
 
-    Raises `InputError` for data, a net, a pipeline or a folder that cannot be used, before training starts.
+    Raises `InputError` for data, a net, a pipeline or a folder that cannot be used or holds another training, before training starts.
     """
     device = device_of(recipe)
     known(recipe)
