@@ -50,9 +50,9 @@ SETTINGS = {
     "whitening": (dict(net="speednet", optimiser="muon", lr=0.1, head_lr=0.1, muon_lr=0.01), [{"seed": s} for s in range(2)]),
     "adamw, mean of weights, mixed": (dict(optimiser="adamw", lr=1e-4, ema=0.9, mixup=0.5, label_smoothing=0.1), [{"seed": s} for s in range(2)]),
     "other rates and losses": (dict(momentum=0.5), [{"lr": 0.01}, {"lr": 0.02}, {"label_smoothing": 0.2}, {"weight_decay": 0.1}]),
-    "other schedules": (dict(lr=0.05), [{"schedule": "linear"}, {"schedule": "constant"}, {"warmup": 2.0}, {"schedule": "step", "step_epochs": 1}]),
-    "some mixed": (dict(lr=0.05), [{"mixup": 0.0}, {"mixup": 0.5}]),
-    "mixed and not": (dict(lr=0.05), [{"mixup": 0.5}, {"mixup": 0.0}]),
+    "other schedules": (dict(lr=0.02), [{"schedule": "linear"}, {"schedule": "constant"}, {"warmup": 2.0}, {"schedule": "step", "step_epochs": 1}]),
+    "some mixed": (dict(lr=0.02), [{"mixup": 0.0}, {"mixup": 0.5}]),
+    "mixed and not": (dict(lr=0.02), [{"mixup": 0.5}, {"mixup": 0.0}]),
     "plateau": (dict(schedule="plateau", patience=0), [{"seed": 1}, {"lr": 0.0}]),
 }
 
