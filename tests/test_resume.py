@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,11 +21,9 @@ import nets
 import pipelines
 from pipelines.errors import InputError, NotInstalled
 from train import checkpoint, report, resume, saving
-from train.course import Diverged, follow
 from train.flags import named, parse
 from train.loop import Training
 from train.recipe import Recipe
-from train.run import Kept, Run
 from train.runs import train
 from train.state import read, recipe_of
 from train.stopwatch import Stopwatch
@@ -230,61 +227,6 @@ def test_nothing_is_left_behind_an_epochs_last_step(store, rank):
     pipeline = pipelines.open("resident", store, batch_size=16, ids=np.arange(33), share=(rank, 2))
     training = Training(Recipe(**{**SMALL, "batch_size": 16}), nets.load("level1", 10), pipeline, None, torch.device("cpu"), Stopwatch())
     assert [len(list(training.batches(0, start))) for start in range(4)] == [3, 2, 1, 0]
-
-
-def test_the_same_command_goes_on_or_keeps_what_is_finished(store, tmp_path, monkeypatch):
-    recipe, said = Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "cut")), []
-    whole = train(replace(recipe, out=str(tmp_path / "whole")), "", quiet)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 7)
-        with pytest.raises(Interrupted):
-            train(recipe, "", quiet)
-    train(recipe, "", said.append)
-    assert any("goes on at epoch 2, step 3" in line for line in said) and bits(tmp_path / "cut") == bits(tmp_path / "whole")
-    before = (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns
-    assert train(replace(recipe, out=str(tmp_path / "whole")), "", said.append) == whole and "finished earlier, kept" in said[-1]
-    assert (tmp_path / "whole" / "model.safetensors").stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_another_training_is_not_written_over(store, tmp_path, monkeypatch, finished):
-    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1000 if finished else 7)
-        with nullcontext() if finished else pytest.raises(Interrupted):
-            train(recipe, "", quiet)
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    for changes, name in ((dict(lr=0.02), "lr"), (dict(seed=3), "seed"), (dict(net="level2", epochs=4), "net, epochs")):
-        with pytest.raises(InputError, match=f"run with another {name}: remove it, or name another folder with --out"):
-            train(replace(recipe, **changes), "", quiet)
-    for changes in (dict(runs=2), dict(sweep="lr=0.01,0.02")):
-        with pytest.raises(InputError, match="holds a single training: name another folder"):
-            train(replace(recipe, **changes), "", quiet)
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-def test_folders_of_several_trainings_are_not_mixed(store, tmp_path):
-    recipe = Recipe(**{**SMALL, "epochs": 1}, report=False, data=str(store.path))
-    train(replace(recipe, runs=2, out=str(tmp_path / "seeds")), "", quiet)
-    train(replace(recipe, sweep="lr=0.01,0.02", out=str(tmp_path / "sweep")), "", quiet)
-    for folder, changes, kind in (
-        ("seeds", {}, "several seeds"),
-        ("seeds", dict(sweep="lr=0.01"), "several seeds"),
-        ("sweep", {}, "a sweep"),
-        ("sweep", dict(runs=2), "a sweep"),
-    ):
-        with pytest.raises(InputError, match=f"holds {kind}: name another folder"):
-            train(replace(recipe, out=str(tmp_path / folder), **changes), "", quiet)
-
-
-def test_what_a_diverged_run_left_is_no_model_of_its_settings(store, tmp_path):
-    """Nor is another's checkpoint, where whoever began the training did not ask what its folder holds."""
-    recipe = Recipe(**{**SMALL, "epochs": 1}, data=str(store.path), out=str(tmp_path))
-    train(recipe, "", quiet)
-    other = Run(replace(recipe, lr=1e30, save_minutes=60.0), tmp_path, torch.device("cpu"), "", quiet, Kept())
-    with pytest.raises(Diverged):
-        follow(other.course(), other.training.step)
-    assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "model.safetensors").exists()
 
 
 def test_equal_models_are_equal_files(store, tmp_path):
