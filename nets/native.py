@@ -32,10 +32,12 @@ def library(name: str) -> ctypes.CDLL | None:
     """What the compiler makes of `nets/<name>.c`, kept beside Python's own compiled files; None where there is no compiler, or it cannot do it."""
     source = HEADER.with_name(f"{name}.c")
     try:
-        compiler = shlex.split(os.environ.get("CC", "cc"))  # which may be several words, such as ccache gcc
-        if not compiler or shutil.which(compiler[0]) is None:
+        command = shlex.split(os.environ.get("CC", "cc"))  # which may be several words, such as ccache gcc
+        program = shutil.which(command[0]) if command else None
+        if program is None:
             return None
-        told = source.read_bytes() + HEADER.read_bytes() + "\0".join((str(shutil.which(compiler[0])), *compiler[1:], *FLAGS, processor())).encode()
+        compiler = [program, *command[1:]]
+        told = source.read_bytes() + HEADER.read_bytes() + "\0".join((*compiler, *FLAGS, processor())).encode()
         kept = source.parent / "__pycache__" / f"{name}-{hashlib.sha256(told).hexdigest()[:16]}.so"
         if not kept.exists():
             kept = make(compiler, source, kept)

@@ -59,9 +59,9 @@ class Saver:
     group   of a training that goes with others: whoever moves them sees to Ctrl-C
     """
 
-    def __init__(self, training: Training, store: Store, out: Path, name: str, say, remedy: str = "", group: CtrlC | None = None):
+    def __init__(self, training: Training, store: Store, out: Path, name: str, say, remedy: str, group: CtrlC | None = None):
         self.training, self.store, self.out, self.name, self.say = training, store, out, name, say
-        self.last, self.remedy = time.monotonic(), remedy or f"python -m train --resume {out}"
+        self.last, self.remedy = time.monotonic(), remedy
         self.alone, self.ctrl_c = group is None, group or CtrlC()
 
     def __enter__(self) -> "Saver":

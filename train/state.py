@@ -37,7 +37,7 @@ STATE = {
 
 
 def taken(training: Training) -> dict:
-    """The state, whose tensors are the training's own; one host sync."""
+    """The state, whose tensors are the training's own; waits for the device."""
     at, average = training.progress, training.average
     optimiser, seconds = training.optimiser.state_dict(), dict(training.watch.seconds)
     seconds["train"] -= at.seconds  # of an epoch that was gone on with, which has them

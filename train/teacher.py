@@ -31,7 +31,7 @@ def teacher(folders: str, store: Store) -> nn.Module:
 
     Raises `InputError` where there is none, or it knows other classes or takes other images than the store's.
     """
-    models = {path: result.model(path) for folder in filter(None, folders.split(os.pathsep)) for path in finished(folder)}
+    models = {path: result.model(path) for path in finished(folders)}
     for path, model in models.items():
         if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
             raise InputError(f"--teacher {path}: trained on other classes or images than {store.path}: train one on these")
@@ -41,8 +41,7 @@ def teacher(folders: str, store: Store) -> nn.Module:
 
 def leak(recipe: Recipe) -> str:
     """What to say where a teacher has learnt images that are held out here, "" where none has, or it is not known."""
-    places = [path for folder in filter(None, recipe.teacher.split(os.pathsep)) for path in finished(folder)]
-    less = [path for path in places if held_out(path, recipe.held_out) < recipe.held_out]
+    less = [path for path in finished(recipe.teacher) if held_out(path, recipe.held_out) < recipe.held_out]
     return f"note: {less[0]} was trained on images that are held out here: train teachers with --held-out {recipe.held_out}, too" if less else ""
 
 
@@ -55,7 +54,10 @@ def held_out(path: Path, unknown: int) -> int:
     return count if type(count) is int else unknown
 
 
-def finished(folder: str) -> list[Path]:
+def finished(folders: str) -> list[Path]:
     """The folders in which the models lie: a model is all that is needed of a single training."""
-    alone = Path(folder) / "model.safetensors"
-    return [Path(folder)] if alone.exists() or not Path(folder, "summary.json").exists() else result.seeds(folder) or [Path(folder)]
+    places = []
+    for folder in map(Path, filter(None, folders.split(os.pathsep))):
+        alone = (folder / "model.safetensors").exists() or not (folder / "summary.json").exists()
+        places += [folder] if alone else result.seeds(folder) or [folder]
+    return places
