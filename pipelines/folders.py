@@ -20,21 +20,7 @@ from pipelines.store import is_utf8
 LAYOUT = "expected train/<class>/* and test/<class>/*, or <class>/*, or train.tar and test.tar of class folders"
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
-UNREAD = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".svg",
-    ".psd",
-    ".raw",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-)  # pictures, too, which nothing here decodes
+UNREAD = tuple(".heic .heif .avif .jxl .jp2 .svg .psd .raw .dng .cr2 .cr3 .nef .arw".split())  # pictures, too, which nothing here decodes
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 HELD_OUT = 5  # of so many images of a class one is tested on, where a source has no test images
 ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's: a line an image, its name, class and box, apart by tabs
