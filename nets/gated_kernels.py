@@ -20,6 +20,7 @@ LEAST = tl.constexpr(16)  # of a side of a product of matrices
 MOST = 64  # channels, whose filters' sums lie in registers
 PIXELS, WARPS = 64, 4  # of a tile with products of matrices: the rows that Hopper's unit takes from so many warps
 LOOK_VALUES, LOOK_WARPS = 2048, 8  # of one without
+FEW = 16  # sums that a program adds up, of all parts at once
 
 
 @triton.jit
@@ -201,6 +202,15 @@ def look_kernel(
 
 
 @triton.jit
+def add_kernel(parts, out, count, columns, COUNT: tl.constexpr, COLUMNS: tl.constexpr):
+    """out: the sums of `parts`, [count, columns], all loads of a program on their way at once. torch's own sum over the first dimension has a thread go through all
+    parts of four columns, one after another: 65 us for 264 parts of a block of 16 channels on an H200, where the bytes take one."""
+    part, column = tl.arange(0, COUNT)[:, None], tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    there = (part < count) & (column < columns)[None, :]
+    tl.store(out + column, tl.sum(tl.load(parts + part * columns + column[None, :], mask=there, other=0.0), 0), mask=column < columns)
+
+
+@triton.jit
 def finish_kernel(
     sums, gain, shift, widen, narrow, scale, of_look, of_gain, of_shift, of_widen, of_narrow, of_scale, C: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
@@ -251,6 +261,13 @@ def forward(images: torch.Tensor, parameters: tuple[torch.Tensor, ...], eps: flo
     return out
 
 
+def added(parts: torch.Tensor) -> torch.Tensor:
+    """The sum over the first dimension."""
+    out = parts.new_empty(parts.shape[1:])
+    add_kernel[(triton.cdiv(out.numel(), FEW),)](parts, out, len(parts), out.numel(), triton.next_power_of_2(len(parts)), FEW, num_warps=WARPS)
+    return out
+
+
 def prepared(images: torch.Tensor, nets: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Room for (vectors, matrices)."""
     return images.new_empty((nets, 11, channels), dtype=torch.float32), images.new_empty((nets, 3 * channels, channels))
@@ -268,5 +285,5 @@ def backward(
     pixels = LOOK_VALUES // width_of(channels)
     launch(look_kernel, images, (images, gradient, behind, vectors, out, parts), (), nets, pixels, LOOK_WARPS, programs)
     of_parameters = tuple(torch.empty_like(p) for p in parameters)
-    finish_kernel[(nets,)](parts.sum(0), *parameters[1:], *of_parameters, channels, width_of(channels), num_warps=2 * WARPS)
+    finish_kernel[(nets,)](added(parts), *parameters[1:], *of_parameters, channels, width_of(channels), num_warps=2 * WARPS)
     return out, *of_parameters

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from train.recipe import Recipe
 from train.run import Kept, Run
 from train.runs import train
 from train.sweep import read
-from train.together import Together, side_by_side, stacked
+from train.together import Together, own_norm, side_by_side, stacked
 
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32")
 
@@ -55,6 +56,20 @@ SETTINGS = {
     "mixed and not": (dict(lr=0.02), [{"mixup": 0.5}, {"mixup": 0.0}]),
     "plateau": (dict(schedule="plateau", patience=0), [{"seed": 1}, {"lr": 0.0}]),
 }
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_norms_of_several_nets_keep_half_precision():
+    """The kernels of what follows are for it alone."""
+    norm, images = torch.nn.BatchNorm2d(4, device="cuda"), torch.randn(3, 2, 4, 5, 5, device="cuda").to(torch.bfloat16)
+    torch.nn.init.normal_(norm.weight)
+    weights = {name: torch.stack([value] * 3) for name, value in norm.state_dict().items()}
+    norm.forward = partial(own_norm, norm)
+    several = torch.func.vmap(lambda w, x: torch.func.functional_call(norm, w, (x,)))(weights, images)
+    assert several.dtype == torch.bfloat16
+    expected = [torch.nn.functional.batch_norm(each.float(), None, None, norm.weight, norm.bias, True) for each in images]
+    torch.testing.assert_close(several.float(), torch.stack(expected), rtol=0.01, atol=0.02)
 
 
 @pytest.mark.parametrize("settings, several", SETTINGS.values(), ids=SETTINGS)

@@ -199,11 +199,12 @@ def own_norms(net: nn.Module) -> None:
 
 
 def own_norm(norm: nn.BatchNorm2d, images: torch.Tensor) -> torch.Tensor:
-    """What `norm` does to its images."""
+    """What `norm` does to its images, in their dtype: of several nets torch multiplies by the weights behind the norm, in float32, which would keep half
+    precision's kernels from all that follows."""
     if norm.training:
         norm.num_batches_tracked.add_(1)
     tensors = images, norm.weight, norm.bias, norm.running_mean, norm.running_var
-    return torch.native_batch_norm(*tensors, norm.training, norm.momentum, norm.eps)[0]
+    return torch.native_batch_norm(*tensors, norm.training, norm.momentum, norm.eps)[0].to(images.dtype)
 
 
 def stacked(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
