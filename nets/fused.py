@@ -7,7 +7,11 @@ four pixels (`benchmarks/LOG.md`). Here, for a map x and its pooled map p, a qua
     forward   x → p, places and sums · p → out
     backward  p and the gradient → sums · p, the gradient and places → that of x
 
-Shapes: images_NCHW in channels_last memory order; stats float32[2,C], mean and variance (over all rows, not one less); pooled_NChw with h = H // 2 and w = W // 2;
+A pool cuts off the last line of a map with an odd side, and the convolution in front of it need not work that out: a ninth of its arithmetic at 16 pixels and
+more (7x7 to 3x3: a quarter). So where a map goes to such a convolution it is given an edge, the line of zeros above and to the left that a padding of one would
+be, and is convolved without padding.
+
+Shapes: images_NCHW in channels_last memory order; edged_NCHW with a line more above and to the left; stats float32[2,C], mean and variance (over all rows, not one less); pooled_NChw with h = H // 2 and w = W // 2;
 place_NChw uint8, which of a window's four pixels, row by row.
 """
 
@@ -17,28 +21,29 @@ from nets.kernels import applied, gone_back, like, ordered, pool_kernel, sum_ker
 
 
 @torch.library.custom_op("tenfold::norm_silu", mutates_args=())
-def norm_silu(images_NCHW: torch.Tensor, bias_C: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(SiLU(batch norm of the images + bias), stats)."""
+def norm_silu(images_NCHW: torch.Tensor, bias_C: torch.Tensor, eps: float, edge: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(SiLU(batch norm of the images + bias), edged where it is wanted, stats)."""
     images = ordered(images_NCHW)
-    stats = summed(sum_kernel, (images,), (), images[:, 0].numel(), images.shape[1], True)
-    return applied(images, bias_C, stats, eps), stats
+    stats = summed(sum_kernel, (images,), (), images[:, 0].numel(), images.shape[1], True)[:2]
+    return applied(images, bias_C, stats, eps, edge=edge), stats
 
 
 @norm_silu.register_fake
-def _(images_NCHW, bias_C, eps):
-    return like(images_NCHW, *images_NCHW.shape), images_NCHW.new_empty((2, images_NCHW.shape[1]), dtype=torch.float32)
+def _(images_NCHW, bias_C, eps, edge=False):
+    count, channels, height, width = images_NCHW.shape
+    return like(images_NCHW, count, channels, height + int(edge), width + int(edge)), images_NCHW.new_empty((2, channels), dtype=torch.float32)
 
 
 @torch.library.custom_op("tenfold::norm_silu_backward", mutates_args=())
 def norm_silu_backward(
-    gradient: torch.Tensor, images_NCHW: torch.Tensor, bias_C: torch.Tensor, stats: torch.Tensor, eps: float
+    gradient: torch.Tensor, images_NCHW: torch.Tensor, bias_C: torch.Tensor, stats: torch.Tensor, eps: float, edge: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     images = ordered(images_NCHW)
-    return gone_back(images, gradient, None, bias_C, stats, eps, torch.empty_like(images))
+    return gone_back(images, gradient, None, bias_C, stats, eps, torch.empty_like(images), edge)
 
 
 @norm_silu_backward.register_fake
-def _(gradient, images_NCHW, bias_C, stats, eps):
+def _(gradient, images_NCHW, bias_C, stats, eps, edge=False):
     return like(images_NCHW, *images_NCHW.shape), torch.empty_like(stats[0])
 
 
@@ -49,7 +54,7 @@ def pool_norm_silu(images_NCHW: torch.Tensor, bias_C: torch.Tensor, eps: float) 
     count, channels, height, width = images.shape
     size = count, channels, height // 2, width // 2
     pooled, place = like(images, *size), like(images, *size, dtype=torch.uint8)
-    stats = summed(pool_kernel, (images, pooled, place), (height, width), pooled[:, 0].numel(), channels, True)
+    stats = summed(pool_kernel, (images, pooled, place), (height, width), pooled[:, 0].numel(), channels, True)[:2]
     return applied(pooled, bias_C, stats, eps), stats, pooled, place
 
 
@@ -75,33 +80,33 @@ def _(gradient, pooled, place, bias_C, stats, eps, height, width):
 
 
 @torch.library.custom_op("tenfold::white", mutates_args=())
-def white(images_NCHW: torch.Tensor, weight: torch.Tensor, bias_C: torch.Tensor) -> torch.Tensor:
-    """SiLU(conv2d(images, weight, bias)), in the images' dtype; without gradients, for a whitening that rests."""
-    return whitened(ordered(images_NCHW), weight, bias_C)
+def white(images_NCHW: torch.Tensor, weight: torch.Tensor, bias_C: torch.Tensor, edge: bool = False) -> torch.Tensor:
+    """SiLU(conv2d(images, weight, bias)), edged where it is wanted, in the images' dtype; without gradients, for a whitening that rests."""
+    return whitened(ordered(images_NCHW), weight, bias_C, edge)
 
 
 @white.register_fake
-def _(images_NCHW, weight, bias_C):
+def _(images_NCHW, weight, bias_C, edge=False):
     count, _, height, length = images_NCHW.shape
-    return like(images_NCHW, count, len(weight), height - weight.shape[2] + 1, length - weight.shape[3] + 1)
+    return like(images_NCHW, count, len(weight), height - weight.shape[2] + 1 + int(edge), length - weight.shape[3] + 1 + int(edge))
 
 
 @white.register_vmap
-def _(info, in_dims, images, weight, bias):
+def _(info, in_dims, images, weight, bias, edge=False):
     """Net by net: each has filters of its own."""
     each = [[t if dim is None else t.select(dim, i) for t, dim in zip((images, weight, bias), in_dims)] for i in range(info.batch_size)]
-    return torch.stack([white(*given) for given in each]), 0
+    return torch.stack([white(*given, edge) for given in each]), 0
 
 
 def keep(ctx, inputs, output) -> None:
-    images, bias, ctx.eps = inputs
+    images, bias, ctx.eps, ctx.edge = inputs
     ctx.set_materialize_grads(False)  # only `out` has a gradient
     ctx.save_for_backward(images, bias, output[1])
 
 
 def backward(ctx, gradient: torch.Tensor, *_):
     images, bias, stats = ctx.saved_tensors
-    return *norm_silu_backward(gradient, images, bias, stats, ctx.eps), None
+    return *norm_silu_backward(gradient, images, bias, stats, ctx.eps, ctx.edge), None, None
 
 
 def keep_pooled(ctx, inputs, output) -> None:

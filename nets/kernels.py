@@ -4,7 +4,8 @@ A program works on a tile of rows times all channels, so that it loads and store
 float32, and added up in a fixed order: the same bits every time.
 
 Shapes: images_NCHW in channels_last memory order, as a matrix [rows, C]; a pooled map has h = H // 2 and w = W // 2; place uint8, which of a window's four
-pixels, row by row; stats float32[2,C], mean and variance (over all rows, not one less); part float32[P,2,C].
+pixels, row by row; stats float32[2,C], mean and variance (over all rows, not one less); part float32[P,2,C]. An edged map has a line of zeros above and one to
+the left of its own (`fused.py` says what for).
 """
 
 import torch
@@ -99,8 +100,14 @@ def sum_kernel(images, part, count, tiles, C: tl.constexpr, ROWS: tl.constexpr, 
 
 
 @triton.jit
+def within(row, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    """Where rows of [N,H,W,C] begin in an edged map."""
+    return ((row // (H * W)).to(tl.int64) * (H + 1) * (W + 1) + (row // W % H + 1) * (W + 1) + row % W + 1) * C
+
+
+@triton.jit
 def finish_kernel(part, out, parts, count, C: tl.constexpr, SQUARES: tl.constexpr, PARTS: tl.constexpr, WIDTH: tl.constexpr):
-    """out float32[2,C]: means over `count` rows of what `parts` programs summed; with SQUARES the second a variance, from means of squares."""
+    """out float32[3,C]: means over `count` rows of what `parts` programs summed, with SQUARES the second a variance, from means of squares; and the first sums."""
     channel = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     first, second = tl.zeros([PARTS, WIDTH], tl.float32), tl.zeros([PARTS, WIDTH], tl.float32)
     for begin in range(0, parts, PARTS):
@@ -109,43 +116,56 @@ def finish_kernel(part, out, parts, count, C: tl.constexpr, SQUARES: tl.constexp
         at = part + row * 2 * C + channel[None, :]
         first += tl.load(at, mask=inside, other=0.0)
         second += tl.load(at + C, mask=inside, other=0.0)
-    mean, other = tl.sum(first, 0) / count, tl.sum(second, 0) / count
+    sums = tl.sum(first, 0)
+    mean, other = sums / count, tl.sum(second, 0) / count
     if SQUARES:
         other = tl.maximum(other - mean * mean, 0.0)
     tl.store(out + channel, mean, mask=channel < C)
     tl.store(out + C + channel, other, mask=channel < C)
+    tl.store(out + 2 * C + channel, sums, mask=channel < C)
 
 
 @triton.jit
 def apply_kernel(
     images, stats, bias, out, eps, count,
-    POOLED: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    POOLED: tl.constexpr, EDGE: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """SiLU of the norm of `count` rows, with POOLED of as many windows of [N,H,W,C]."""
+    """SiLU of the norm of `count` rows, with POOLED of as many windows of [N,H,W,C]; with EDGE `count` rows of the edged map of those that [N,H,W,C] has."""
     channel = tl.arange(0, WIDTH)[None, :]
     scale, _, start = columns(stats, bias, eps, channel, C)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = (row < count) & (channel < C)
     at = row.to(tl.int64) * C + channel
+    known = inside
     if POOLED:
         x, _ = largest(images, row, channel, inside, H, W, C)
+    elif EDGE:
+        y, across = row // (W + 1) % (H + 1), row % (W + 1)
+        known = inside & (y > 0) & (across > 0)
+        image = (row // ((H + 1) * (W + 1))).to(tl.int64)
+        x = tl.load(images + ((image * H + y - 1) * W + across - 1) * C + channel, mask=known, other=0.0)
     else:
         x = tl.load(images + at, mask=inside, other=0.0)
     z = x.to(tl.float32) * scale + start
-    tl.store(out + at, (z * sigmoid(z)).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at, tl.where(known, z * sigmoid(z), 0.0).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def back_sum_kernel(images, gradient, stats, bias, eps, part, count, tiles, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Sum the gradients behind the norm, and their products with the normalised values."""
+def back_sum_kernel(
+    images, gradient, stats, bias, eps, part, count, tiles,
+    EDGE: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Sum the gradients behind the norm, and their products with the normalised values. With EDGE the gradient is that of an edged map of [N,H,W,C]."""
     channel = tl.arange(0, WIDTH)[None, :]
     scale, centre, start = columns(stats, bias, eps, channel, C)
     total, products = tl.zeros([ROWS, WIDTH], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
     for tile in tl.range(tiles, num_stages=AHEAD):
         row = (tl.program_id(0) * tiles + tile) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < count) & (channel < C)
-        at = row.to(tl.int64) * C + channel
-        x, given = tl.load(images + at, mask=inside, other=0.0).to(tl.float32), tl.load(gradient + at, mask=inside, other=0.0)
+        first = row.to(tl.int64) * C
+        there = within(row, C, H, W) if EDGE else first
+        x = tl.load(images + first + channel, mask=inside, other=0.0).to(tl.float32)
+        given = tl.load(gradient + there + channel, mask=inside, other=0.0)
         behind = silu_gradient(x * scale + start, given)
         total += behind
         products += behind * (x * scale + centre)
@@ -155,9 +175,10 @@ def back_sum_kernel(images, gradient, stats, bias, eps, part, count, tiles, C: t
 @triton.jit
 def back_kernel(
     images, gradient, place, stats, bias, means, out, eps, count,
-    POOLED: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    POOLED: tl.constexpr, EDGE: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before the norm; with POOLED that before the pool, [N,H,W,C], whose windows are counted with those that an odd side cuts off."""
+    """The gradient before the norm; with POOLED that before the pool, [N,H,W,C], whose windows are counted with those that an odd side cuts off. With EDGE what is
+    given is that of an edged map of [N,H,W,C]."""
     channel = tl.arange(0, WIDTH)[None, :]
     scale, centre, start = columns(stats, bias, eps, channel, C)
     mean_of_gradients = tl.load(means + channel, mask=channel < C, other=0.0)
@@ -173,7 +194,8 @@ def back_kernel(
     else:
         whole = inside
         at = row.to(tl.int64) * C + channel
-    value, given = tl.load(images + at, mask=whole, other=0.0).to(tl.float32), tl.load(gradient + at, mask=whole, other=0.0)
+    there = within(row, C, H, W) + channel if EDGE else at
+    value, given = tl.load(images + at, mask=whole, other=0.0).to(tl.float32), tl.load(gradient + there, mask=whole, other=0.0)
     behind = silu_gradient(value * scale + start, given)
     slope = scale * mean_of_products  # scale * (behind - mean of gradients - normalised * mean of products), with what is the same for all rows put together
     before = (scale * behind - (value * (scale * slope) + (scale * mean_of_gradients + centre * slope))).to(out.dtype.element_ty)
@@ -190,26 +212,28 @@ def back_kernel(
 @triton.jit
 def white_kernel(
     images, filters, bias, out,
-    HEIGHT: tl.constexpr, LENGTH: tl.constexpr, COLOURS: tl.constexpr, SIDE: tl.constexpr, C: tl.constexpr,
+    HEIGHT: tl.constexpr, LENGTH: tl.constexpr, COLOURS: tl.constexpr, SIDE: tl.constexpr, C: tl.constexpr, EDGE: tl.constexpr,
     LINES: tl.constexpr, WIDE: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """SiLU of a convolution of few colours, no padding: LINES lines of an image, by a product of matrices, patches and filters in the images' dtype.
     filters [SIDE * SIDE * COLOURS, C], in the order of memory; LINES, WIDE, a line's pixels, DEPTH, a filter's values, and WIDTH are powers of two that hold them:
-    where a pixel lies then takes shifts, not divisions, which were half of all instructions."""
+    where a pixel lies then takes shifts, not divisions, which were half of all instructions. With EDGE, 0 or 1, `out` is edged."""
     channel, value = tl.arange(0, WIDTH)[None, :], tl.arange(0, DEPTH)
     known, there = channel < C, value < SIDE * SIDE * COLOURS
-    h: tl.constexpr = HEIGHT - SIDE + 1
-    w: tl.constexpr = LENGTH - SIDE + 1
+    h: tl.constexpr = HEIGHT - SIDE + 1 + EDGE
+    w: tl.constexpr = LENGTH - SIDE + 1 + EDGE
     blocks: tl.constexpr = (h + LINES - 1) // LINES
     image, spot = (tl.program_id(0) // blocks).to(tl.int64), tl.arange(0, LINES * WIDE)[:, None]
     y, x = tl.program_id(0) % blocks * LINES + spot // WIDE, spot % WIDE
     inside = (y < h) & (x < w)
-    corner = images + image * HEIGHT * LENGTH * COLOURS + (y * LENGTH + x) * COLOURS
+    known_there = inside & (y >= EDGE) & (x >= EDGE)
+    corner = images + image * HEIGHT * LENGTH * COLOURS + ((y - EDGE) * LENGTH + x - EDGE) * COLOURS
     aside = value // (SIDE * COLOURS) * LENGTH * COLOURS + value % (SIDE * COLOURS)
-    patches = tl.load(corner + aside[None, :], mask=inside & there[None, :], other=0.0)
+    patches = tl.load(corner + aside[None, :], mask=known_there & there[None, :], other=0.0)
     kernel = tl.load(filters + value[:, None] * C + channel, mask=there[:, None] & known, other=0.0)
     z = tl.dot(patches, kernel, input_precision="ieee") + tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-    tl.store(out + image * h * w * C + (y * w + x) * C + channel, (z * sigmoid(z)).to(out.dtype.element_ty), mask=inside & known)
+    active = tl.where(known_there, z * sigmoid(z), 0.0)
+    tl.store(out + image * h * w * C + (y * w + x) * C + channel, active.to(out.dtype.element_ty), mask=inside & known)
 
 
 def wide(channels: int, values: int = TILE) -> tuple[int, int]:
@@ -229,48 +253,59 @@ def ordered(images: torch.Tensor) -> torch.Tensor:
 
 
 def summed(kernel, tensors: tuple, last: tuple, rows: int, channels: int, squares: bool) -> torch.Tensor:
-    """float32[2,C]: what `kernel`, which sums over parts of the rows, gives on the mean. last: its arguments behind `tiles`, but for the tile's size."""
+    """float32[3,C]: what `kernel`, which sums over parts of the rows, gives on the mean, and the first sums. last: its arguments behind `tiles`, but for the tile's
+    size."""
     tall, width = wide(channels)
     tiles = triton.cdiv(triton.cdiv(rows, tall), PROGRAMS)
     programs = triton.cdiv(triton.cdiv(rows, tall), tiles)
     part = torch.empty((programs, 2, channels), device=tensors[0].device)
-    out = torch.empty((2, channels), device=tensors[0].device)
+    out = torch.empty((3, channels), device=tensors[0].device)
     kernel[(programs,)](*tensors, part, rows, tiles, *last, channels, tall, width, num_warps=WARPS)
     finish_kernel[(triton.cdiv(channels, FEW),)](part, out, programs, rows, channels, squares, triton.next_power_of_2(PROGRAMS), FEW, num_warps=WARPS)
     return out
 
 
-def applied(images: torch.Tensor, bias: torch.Tensor, stats: torch.Tensor, eps: float, pooled: bool = False) -> torch.Tensor:
-    """SiLU(norm of the images, or of the pooled images, + bias), with statistics that are known, as in a test pass."""
+def applied(images: torch.Tensor, bias: torch.Tensor, stats: torch.Tensor, eps: float, pooled: bool = False, edge: bool = False) -> torch.Tensor:
+    """SiLU(norm of the images, or of the pooled images, + bias), with statistics that are known, as in a test pass; `edge`d where it is wanted."""
     count, channels, height, width = images.shape
-    out = like(images, count, channels, height // 2, width // 2) if pooled else torch.empty_like(images)
+    out = like(images, count, channels, height // 2, width // 2) if pooled else like(images, count, channels, height + edge, width + edge)
     rows, (tall, wideness) = out[:, 0].numel(), wide(channels, 2 * TILE)
-    apply_kernel[(triton.cdiv(rows, tall),)](images, stats, bias, out, eps, rows, pooled, height, width, channels, tall, wideness, num_warps=WARPS)
+    apply_kernel[(triton.cdiv(rows, tall),)](images, stats, bias, out, eps, rows, pooled, edge, height, width, channels, tall, wideness, num_warps=WARPS)
     return out
 
 
-def gone_back(images: torch.Tensor, gradient: torch.Tensor, place: torch.Tensor | None, bias: torch.Tensor, stats: torch.Tensor, eps: float, out: torch.Tensor):
-    """(gradient of `out`'s map, written there, and of the bias)."""
+def gone_back(
+    images: torch.Tensor,
+    gradient: torch.Tensor,
+    place: torch.Tensor | None,
+    bias: torch.Tensor,
+    stats: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
+    edge: bool = False,
+):
+    """(gradient of `out`'s map, written there, and of the bias). The gradient that is given is that of an edged map, with `edge`."""
     rows, channels = images[:, 0].numel(), images.shape[1]
-    gradient = ordered(gradient)
-    means = summed(back_sum_kernel, (images, gradient, stats, bias, eps), (), rows, channels, False)
+    gradient, size = ordered(gradient), images.shape[2:]
+    means = summed(back_sum_kernel, (images, gradient, stats, bias, eps), (edge, *size), rows, channels, False)
     tall, width = wide(channels)
     height, wideness = out.shape[2:]
     count = rows if place is None else len(out) * -(-height // 2) * -(-wideness // 2)
     tensors = images, gradient, images if place is None else place, stats, bias, means, out
-    back_kernel[(triton.cdiv(count, tall),)](*tensors, eps, count, place is not None, height, wideness, channels, tall, width, num_warps=WARPS)
-    return out, means[0] * rows
+    back_kernel[(triton.cdiv(count, tall),)](*tensors, eps, count, place is not None, edge, height, wideness, channels, tall, width, num_warps=WARPS)
+    return out, means[2]
 
 
-def whitened(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """SiLU of the convolution with `weight`, [C, colours, side, side], and bias."""
+def whitened(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, edge: bool = False) -> torch.Tensor:
+    """SiLU of the convolution with `weight`, [C, colours, side, side], and bias; `edge`d where it is wanted."""
     channels, colours, side, _ = weight.shape
     height, length = images.shape[2:]
-    out = like(images, len(images), channels, height - side + 1, length - side + 1)
+    high, long = height - side + 1 + edge, length - side + 1 + edge
+    out = like(images, len(images), channels, high, long)
     filters = weight.to(images.dtype).permute(2, 3, 1, 0).reshape(-1, channels).contiguous()
     depth, width = (max(16, triton.next_power_of_2(n)) for n in filters.shape)  # a matrix unit's least
-    line = triton.next_power_of_2(length - side + 1)
+    line = triton.next_power_of_2(long)
     lines = max(1, 4 * TILE // (width * line), 16 // line)
-    programs = len(images) * triton.cdiv(height - side + 1, lines)
-    white_kernel[(programs,)](images, filters, bias, out, height, length, colours, side, channels, lines, line, depth, width, num_warps=WARPS)
+    programs = len(images) * triton.cdiv(high, lines)
+    white_kernel[(programs,)](images, filters, bias, out, height, length, colours, side, channels, int(edge), lines, line, depth, width, num_warps=WARPS)
     return out

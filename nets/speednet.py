@@ -8,7 +8,7 @@ scale, logits kept small. c is a 3x3 convolution, batch norm and SiLU; in the fi
 
 from collections import OrderedDict
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -57,15 +57,24 @@ def unscaled(kind: str, channels: int) -> nn.Module:
     return made
 
 
+class Seen(NamedTuple):
+    """What a norm is to follow: stats float32[2,C], mean and variance of so many rows."""
+
+    norm: Any
+    stats: torch.Tensor
+    rows: int
+
+
 class Filled(Conv2d):
     """A convolution that takes images with more channels than it has, which are zero, and has zeros for them."""
 
-    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, images_NCHW: torch.Tensor, edged: bool = False) -> torch.Tensor:
+        """edged: whether the images have their padding above and to the left (`fused.py`); what comes out is without its last lines, then."""
         more = images_NCHW.shape[1] - self.in_channels
-        if not more:
+        if not (more or edged):
             return super().forward(images_NCHW)
-        weight = nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more))
-        return nn.functional.conv2d(images_NCHW, weight, self.bias, self.stride, self.padding)
+        weight = nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more)) if more else self.weight
+        return nn.functional.conv2d(images_NCHW, weight, self.bias, self.stride, 0 if edged else self.padding)
 
 
 class Group(nn.Sequential):
@@ -81,16 +90,27 @@ class Group(nn.Sequential):
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         if not self.fusible(images_NCHW):
             return super().forward(images_NCHW)
+        if self.training:
+            out, _, seen = self.trained(images_NCHW)
+            follow(seen, apart=True)
+            return out
         modules: tuple[Any, ...] = tuple(self)
         first, _, norm, _, second, last, _ = modules
-        if not self.training:
-            out = tested(first(images_NCHW), norm, True)
-            return tested(second(out), last, False)
-        out, stats, *_ = fused.pool_norm_silu(first(images_NCHW), norm.bias, norm.eps)
-        follow(norm, stats, out)
-        out, stats = fused.norm_silu(second(out), last.bias, last.eps)
-        follow(last, stats, out)
-        return out
+        out = tested(first(images_NCHW), norm, True)
+        return tested(second(out), last, False)
+
+    def trained(self, images_NCHW: torch.Tensor, edged: bool = False, inner: bool = False) -> tuple[torch.Tensor, bool, list[Seen]]:
+        """(what `forward` gives in training, whether it is edged (`fused.py`), what the norms are to follow).
+
+        edged  whether the images are
+        inner  whether another group takes what comes out: edged, where its pool cuts off a line
+        """
+        modules: tuple[Any, ...] = tuple(self)
+        first, _, norm, _, second, last, _ = modules
+        pooled, of_pooled, *_ = fused.pool_norm_silu(first(images_NCHW, edged), norm.bias, norm.eps)
+        rows, edge = pooled[:, 0].numel(), inner and cut(*pooled.shape[2:])
+        out, of_last = fused.norm_silu(second(pooled), last.bias, last.eps, edge)
+        return out, edge, [Seen(norm, of_pooled, rows), Seen(last, of_last, rows)]
 
     def fusible(self, images_NCHW: torch.Tensor) -> bool:
         """Whether the kernels can do it: they know plain batch norm, of more than one value, and no dropout."""
@@ -111,18 +131,32 @@ def tested(images_NCHW: torch.Tensor, norm: Any, pooled: bool) -> torch.Tensor:
     return fused.applied(images, norm.bias, torch.stack([norm.running_mean, norm.running_var]), norm.eps, pooled)
 
 
+def cut(height: int, width: int) -> bool:
+    """Whether a 2x2 pool cuts off a line in both directions."""
+    return height % 2 == width % 2 == 1
+
+
 @torch.no_grad()
-def follow(norm: Any, stats: torch.Tensor, images_NCHW: torch.Tensor) -> None:
-    """Move a norm's running statistics by those of a batch, mean and variance, as nn.BatchNorm2d does."""
-    count = images_NCHW.numel() // images_NCHW.shape[1]
-    norm.running_mean.mul_(1 - norm.momentum).add_(stats[0], alpha=norm.momentum)  # vmap knows no lerp_
-    norm.running_var.mul_(1 - norm.momentum).add_(stats[1], alpha=norm.momentum * count / (count - 1))
-    norm.num_batches_tracked.add_(1)
+def follow(seen: list[Seen], apart: bool) -> None:
+    """Move norms' running statistics by those of a batch, as nn.BatchNorm2d does: all in a few launches, or `apart`, as vmap needs it, which knows no lists."""
+    norms, stats = [one.norm for one in seen], [one.stats for one in seen]
+    scales = [one.norm.momentum * one.rows / (one.rows - 1) for one in seen]  # a variance of one row less
+    if apart:
+        for norm, (mean, variance), scale in zip(norms, stats, scales):
+            norm.running_mean.mul_(1 - norm.momentum).add_(mean, alpha=norm.momentum)  # nor lerp_
+            norm.running_var.mul_(1 - norm.momentum).add_(variance, alpha=scale)
+            norm.num_batches_tracked.add_(1)
+        return
+    means, variances, momenta = [norm.running_mean for norm in norms], [norm.running_var for norm in norms], [norm.momentum for norm in norms]
+    torch._foreach_mul_(means + variances, 2 * [1 - momentum for momentum in momenta])
+    torch._foreach_add_(means + variances, torch._foreach_mul([one[0] for one in stats] + [one[1] for one in stats], momenta + scales))
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
 
 
 class Speednet(nn.Module):
     settled = False  # whether the whitening's bias rests: it matters in the first epochs, and its gradient costs a tenth of a step
     frozen = False  # whether the first group rests, too, whose gradients cost a fifth of one
+    several = False  # whether it is one of several nets that are one program
 
     def __init__(self, num_classes: int, widths: tuple[int, ...], norm: str, dropout: float, kernel: int, kept: int):
         super().__init__()
@@ -147,15 +181,25 @@ class Speednet(nn.Module):
         weight, bias = self.whitening.weight, self.whitening.bias.detach() if resting else self.whitening.bias
         if more := self.spare(images_NCHW):
             weight, bias = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), nn.functional.pad(bias, (0, more))  # type: ignore[arg-type]  # there is one
+        trains = (
+            self.training and len(images_NCHW) > 1 and self.groups[0].fusible(images_NCHW)
+        )  # of one image a group may leave a single value, which has no variance
+        edged = trains and cut(*(side - self.whitening.kernel_size[0] + 1 for side in images_NCHW.shape[2:]))
         if resting and fused is not None and images_NCHW.is_cuda:
-            white = fused.white(images_NCHW, weight, bias)
+            images = fused.white(images_NCHW, weight, bias, edged)
         else:
-            white = nn.functional.silu(nn.functional.conv2d(images_NCHW, weight, bias))
-        first, *others = self.groups
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.training and self.frozen)):
-            images = first(white)
-        for group in others:
-            images = group(images)
+            images = nn.functional.silu(nn.functional.conv2d(images_NCHW, weight, bias))
+            images = nn.functional.pad(images, (1, 0, 1, 0)) if edged else images
+        seen: list[Seen] = []
+        for i, group in enumerate(self.groups):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.training and self.frozen and not i)):
+                if trains:
+                    images, edged, found = group.trained(images, edged, inner=i + 1 < len(self.groups))
+                    seen += found
+                else:
+                    images = group(images)
+        if seen:
+            follow(seen, apart=self.several)
         # over all that is left: 3x3 at 32 pixels, as the record's pool, and any size beside
         return self.head(global_max(images)) * self.scale
 

@@ -27,13 +27,13 @@ def theirs(images, bias, pooled):
     return F.silu((pixels - mean) * torch.rsqrt(variance + EPS) + bias[:, None, None])
 
 
-def check(size, dtype, pooled):
+def check(size, dtype, pooled, edge=False):
     torch.manual_seed(sum(size))
     images = (2 * torch.randn(size) + 0.5).to(DEVICE, dtype, memory_format=torch.channels_last)
     bias = torch.randn(size[1], device=DEVICE)
     ours, wanted = ([t.detach().clone().to(kind).requires_grad_() for t in (images, bias)] for kind in (None, torch.float64))
-    out, stats, *_ = (fused.pool_norm_silu if pooled else fused.norm_silu)(*ours, EPS)
-    expected = theirs(*wanted, pooled)
+    out, stats, *_ = fused.pool_norm_silu(*ours, EPS) if pooled else fused.norm_silu(*ours, EPS, edge)
+    expected = F.pad(theirs(*wanted, pooled), (int(edge), 0, int(edge), 0))
     gradient = torch.randn_like(expected).to(dtype)
     out.backward(gradient)
     expected.backward(gradient.double())
@@ -46,22 +46,25 @@ def check(size, dtype, pooled):
         torch.testing.assert_close(ours_of.double(), theirs_of, rtol=1e-4, atol=1e-4)
     assert out.is_contiguous(memory_format=torch.channels_last) and ours[0].grad.is_contiguous(memory_format=torch.channels_last)
     given = (images, bias, torch.stack([pixels.mean((0, 2, 3)), pixels.var((0, 2, 3), unbiased=False)]).float().detach(), EPS)
-    torch.testing.assert_close(fused.applied(*given, pooled).double(), expected, **limits)
+    torch.testing.assert_close(fused.applied(*given, pooled, edge).double(), expected, **limits)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
+WAYS = pytest.mark.parametrize(("pooled", "edge"), [(False, False), (True, False), (False, True)], ids=["norm", "pooled", "edged"])
+
+
+@WAYS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the interpreter cuts bfloat16 off, unrounded
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_values_gradients_and_statistics_are_torchs(size, dtype, pooled):
-    check(size, dtype, pooled)
+def test_values_gradients_and_statistics_are_torchs(size, dtype, pooled, edge):
+    check(size, dtype, pooled, edge)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
-@pytest.mark.parametrize("pooled", [False, True])
+@WAYS
 @pytest.mark.parametrize("size", [(500, 64, 31, 31), (500, 256, 15, 15), (2000, 256, 3, 3), (2000, 256, 7, 7)], ids=str)
-def test_so_they_are_at_full_size(size, pooled):
-    check(size, torch.bfloat16, pooled)
+def test_so_they_are_at_full_size(size, pooled, edge):
+    check(size, torch.bfloat16, pooled, edge)
 
 
 def test_ties_and_no_numbers_are_pooled_as_torch_does():
@@ -80,27 +83,30 @@ def test_torch_finds_no_fault_with_the_operators(operator):
     torch.library.opcheck(operator, (torch.randn(2, 4, 6, 6, device=DEVICE, requires_grad=True), torch.randn(4, device=DEVICE, requires_grad=True), EPS))
 
 
-def check_white(size, dtype, channels, side):
+def check_white(size, dtype, channels, side, edge=False):
     torch.manual_seed(0)
     images = torch.randn(size).to(DEVICE, dtype, memory_format=torch.channels_last)
     weight, bias = torch.randn(channels, size[1], side, side, device=DEVICE), torch.randn(channels, device=DEVICE)
     for ordered in (weight, weight.to(memory_format=torch.channels_last)):
-        out = fused.white(images, ordered, bias)
+        out = fused.white(images, ordered, bias, edge)
         expected = F.silu(F.conv2d(images.double(), weight.to(dtype).double(), bias.double()))  # by filters as the images are, as autocast does
+        expected = F.pad(expected, (int(edge), 0, int(edge), 0))
         torch.testing.assert_close(out.double(), expected, **(HALF if dtype.itemsize == 2 else dict(rtol=1e-4, atol=1e-4)))
         assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("size", "channels", "side"), [((3, 3, 8, 7), 24, 2), ((2, 3, 9, 9), 32, 3), ((2, 1, 5, 5), 5, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_whitening_with_its_silu_is_torchs(size, channels, side, dtype):
-    check_white(size, dtype, channels, side)
+@pytest.mark.parametrize("edge", [False, True])
+def test_whitening_with_its_silu_is_torchs(size, channels, side, dtype, edge):
+    check_white(size, dtype, channels, side, edge)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
-def test_so_it_is_at_full_size():
-    check_white((500, 3, 32, 32), torch.bfloat16, 24, 2)
+@pytest.mark.parametrize("edge", [False, True])
+def test_so_it_is_at_full_size(edge):
+    check_white((500, 3, 32, 32), torch.bfloat16, 24, 2, edge)
 
 
 COMPILE = """
@@ -111,13 +117,18 @@ half, whole, place = at(torch.bfloat16), at(torch.float32), at(torch.uint8)
 given = {
     "pool": (half, half, place, whole, 112500, 9, 31, 31, 64),
     "sum": (half, whole, 112500, 9, 64),
-    "apply": (half, whole, whole, half, 1e-5, 112500, False, 15, 15, 64),
-    "back_sum": (half, half, whole, whole, 1e-5, whole, 112500, 9, 64),
-    "back": (half, half, place, whole, whole, whole, half, 1e-5, 128000, True, 31, 31, 64),
-    "white": (half, half, whole, half, 32, 32, 3, 2, 32, 8, 32, 16, 32),
+    "apply": (half, whole, whole, half, 1e-5, 112500, False, False, 15, 15, 64),
+    "apply edged": (half, whole, whole, half, 1e-5, 128000, False, True, 15, 15, 64),
+    "back_sum": (half, half, whole, whole, 1e-5, whole, 112500, 9, False, 15, 15, 64),
+    "back_sum edged": (half, half, whole, whole, 1e-5, whole, 112500, 9, True, 15, 15, 64),
+    "back": (half, half, place, whole, whole, whole, half, 1e-5, 128000, True, False, 31, 31, 64),
+    "back edged": (half, half, half, whole, whole, whole, half, 1e-5, 112500, False, True, 15, 15, 64),
+    "white": (half, half, whole, half, 32, 32, 3, 2, 32, 0, 8, 32, 16, 32),
+    "white edged": (half, half, whole, half, 32, 32, 3, 2, 32, 1, 8, 32, 16, 32),
 }
 for name, arguments in given.items():
-    made = getattr(kernels, name + "_kernel").run(*arguments, *(() if name == "white" else wide(64, 2 * TILE if name == "apply" else TILE)), grid=(1,), warmup=True, num_warps=WARPS)
+    kernel, *_ = name.split()
+    made = getattr(kernels, kernel + "_kernel").run(*arguments, *(() if kernel == "white" else wide(64, 2 * TILE if kernel == "apply" else TILE)), grid=(1,), warmup=True, num_warps=WARPS)
     print(json.dumps([name, sorted(set(re.findall(r"cp[.]async[.]cg|ld[.]global[.]v4|st[.]global[.]v4|[.]local", made.asm["ptx"])))]))
 """
 
@@ -127,7 +138,62 @@ def test_compiles_for_hopper_without_a_gpu_to_wide_loads_and_stores(tmp_path):
     lines = hopper.run(COMPILE, tmp_path)
     found = dict(json.loads(line) for line in lines)
     both, ahead = ["ld.global.v4", "st.global.v4"], ["cp.async.cg"]  # which takes 16 bytes and no other number
-    assert found == {"pool": ahead + both[1:], "sum": ahead, "apply": both, "back_sum": ahead + both[:1], "back": both, "white": both[1:]}
+    ways = {"pool": ahead + both[1:], "sum": ahead, "apply": both, "back_sum": ahead + both[:1], "back": both, "white": both[1:]}
+    assert found == ways | {f"{name} edged": ways[name] for name in ("apply", "back_sum", "back", "white")}
+
+
+def test_norms_follow_the_same_in_lists_and_apart():
+    """And as torch's own."""
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(channels, momentum=momentum) for channels, momentum in ((3, 0.4), (5, 0.1))]
+    images = [torch.randn(4, norm.num_features, 3, 3) for norm in norms]
+    found = []
+    for way in (True, False, None):
+        moved = deepcopy(norms)
+        for _ in range(2):
+            if way is None:
+                for norm, each in zip(moved, images):
+                    norm(each)
+            else:
+                seen = [speednet.Seen(norm, torch.stack([each.mean((0, 2, 3)), each.var((0, 2, 3), unbiased=False)]), 36) for norm, each in zip(moved, images)]
+                speednet.follow(seen, apart=way)
+        found.append([buffer for norm in moved for buffer in norm.buffers()])
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("side", [16, 17, 20, 32])
+def test_a_net_whose_maps_have_edges_learns_as_torchs(side, settled, monkeypatch):
+    """Values, gradients and statistics of the whole net; sides whose pools cut lines off and sides whose do not."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(speednet, "fused", fused)
+    wanted = speednet.build(10, widths=(6, 8, 8)).to(DEVICE, memory_format=torch.channels_last)
+    wanted.settled = settled
+    ours = deepcopy(wanted)
+    for group in wanted.groups:
+        monkeypatch.setattr(group, "fusible", lambda images: False)
+    for group in ours.groups:
+        monkeypatch.setattr(group, "fusible", lambda images: True)
+    sizes = []
+    for group in ours.groups:
+        plain = group[0].forward
+        monkeypatch.setattr(group[0], "forward", lambda images, edged=False, plain=plain: sizes.append((images.shape[2], edged)) or plain(images, edged))
+    images, results = torch.randn(4, 3, side, side, device=DEVICE).to(memory_format=torch.channels_last), []
+    for net in (ours, wanted):
+        logits = net(images)
+        logits.square().sum().backward()
+        results.append((logits.detach(), [p.grad for p in net.parameters() if p.grad is not None], list(net.buffers())))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+    assert (
+        sizes
+        == {
+            16: [(16, True), (8, True), (4, True)],
+            17: [(16, False), (8, False), (4, False)],
+            20: [(20, True), (10, True), (4, False)],
+            32: [(32, True), (16, True), (8, True)],
+        }[side]
+    )
 
 
 @pytest.fixture

@@ -56,6 +56,8 @@ class Together:
         if any(hasattr(first.net, switch) and getattr(t.recipe, share) < 1 for switch, share in SHARES.items() for t in trainings):
             raise InputError("--together: in one program every part of a net trains to the end: add --settle 1 --freeze 1, or leave --together out")
         own_norms(first.net)
+        if hasattr(first.net, "several"):
+            first.net.several = True
         self.parameters = stacked([dict(t.net.named_parameters()) for t in trainings])
         self.buffers = stacked([dict(t.net.named_buffers()) for t in trainings])
         self.gradients = [p.grad for p in self.parameters.values() if p.requires_grad]
