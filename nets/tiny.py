@@ -115,7 +115,7 @@ class Grouped(nn.Conv2d):
 
     On a processor by an operator of its own (`grouped_cpu.py`), on a GPU and in half precision as one of all channels whose filters have zeros for the other
     groups'. The products with zeros are little to a matrix unit. For groups of two or three channels oneDNN has no fast kernels in half precision (161 ms for
-    40), and cuDNN none of this layout, by reading: changes of layout were a fifth of a compiled step of `tiny83k` (`benchmarks/LOG.md`). On a GPU not measured.
+    40), and cuDNN none of this layout, by reading: changes of layout were a fifth of a compiled step of `tiny83k` (`benchmarks/LOG.md`).
     """
 
     def __init__(self, inputs: int, outputs: int):

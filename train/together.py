@@ -1,4 +1,4 @@
-"""Several trainings as one program: small nets leave a device idle, and seeds of one net have one shape.
+"""Several trainings as one program: small nets may leave a device idle, and seeds of one net have one shape.
 
 The weights of G nets are slices of stacked tensors, so that each net, its optimiser's state and its running mean stay its own,
 while forward and backward run once for all (`torch.func.vmap` makes grouped convolutions of them) and the optimiser
