@@ -13,6 +13,7 @@ class Entry:
     programs             flags of a short run that compiles all that the full one will; "" for none
     charts               the same, where there is matplotlib
     reads                flag → the file or folder there that another entry, `after`, has left
+    kernels              whether it is of kernels alone: without --data and --device, and only with a CUDA device
     """
 
     name: str
@@ -28,6 +29,7 @@ class Entry:
     programs: str = ""
     reads: dict[str, str] = field(default_factory=dict)
     after: str = "machine"
+    kernels: bool = False
 
 
 TINY = "--limit 128 --batch-size 16"
@@ -60,6 +62,17 @@ ENTRIES = (
         writes={"--json": "together.json"},
         result="together.json",
         most=200,
+    ),
+    Entry(
+        "blocks",
+        "How long do the kernels of a tiny net's block take, with how much room each?",
+        "benchmarks.blocks",
+        full="",
+        quick="--channels 8 --sides 8 --batch-size 8",
+        writes={"--json": "blocks.json"},
+        result="blocks.json",
+        most=150,
+        kernels=True,
     ),
     Entry(
         "search",
@@ -170,7 +183,7 @@ ENTRIES = (
         "taught",
         "How accurate are tiny nets that also learn what those three predict, on the whole? Not to be mixed with the untaught.",
         "benchmarks.pareto",
-        full=f"tiny --nets tiny25k tiny50k {LONG}",
+        full=f"tiny --nets tiny50k tiny_24-40-48_3-3-2_2 tiny25k {LONG}",
         quick=f"tiny --nets tiny10k --epochs 1 --no-report {TINY}",
         writes={"--out": "taught"},
         result="taught/pareto.md",
@@ -180,12 +193,22 @@ ENTRIES = (
     ),
     Entry(
         "anchor",
-        "How accurate is the net of others that they are measured against, by its own recipe, after as many?",
+        "How accurate is the net of others that they are measured against, five seeds each, by our recipe and after as many epochs?",
         "benchmarks.pareto",
-        full=f"tiniest --nets tiniest {LONG}",
+        full="modern --epochs 20 --runs 5 --nets tiny83k tiniest --compiled --no-report",
         quick=f"modern --nets tiny10k --epochs 1 --no-report {TINY}",
         writes={"--out": "anchor"},
         result="anchor/pareto.md",
-        most=500,
+        most=420,
+    ),
+    Entry(
+        "anchor_own",
+        "And by its own recipe, shortened alike?",
+        "benchmarks.pareto",
+        full="tiniest --epochs 20 --warmup 6 --mix-ramp 20 --runs 5 --nets tiniest --compiled --no-report",
+        quick=f"tiniest --nets tiny10k --epochs 1 --no-report {TINY}",
+        writes={"--out": "anchor_own"},
+        result="anchor_own/pareto.md",
+        most=420,
     ),
 )

@@ -70,14 +70,16 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
         paths = {flag: place / name for flag, name in files.items()} | {flag: folder / name for flag, name in entry.reads.items()}
         written = (word for flag, path in paths.items() for word in (flag, str(path)))
         flags = entry.quick if quick else entry.programs if programs else entry.full
-        command = (PYTHON, "-m", entry.module, *flags.split(), "--data", data, "--device", device, *written)
+        where = () if entry.kernels else ("--data", data, "--device", device)
+        command = (PYTHON, "-m", entry.module, *flags.split(), *where, *written)
         most = entry.most
         if entry.module == "benchmarks.time_to_accuracy" and peers:
             command += ("--target", "peer", *(word for script in peers for word in ("--peer", script)))
             most += PEER_SECONDS * len(peers)
         if programs:
             return Step(f"programs-{entry.name}", command, f"Programs for {entry.name}; its figures mean nothing.", most=most, after="machine", beside=True)
-        return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after=entry.after)
+        skip = "kernels for a CUDA device" if entry.kernels and device != "cuda" else ""
+        return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after=entry.after, skip=skip)
 
     tested = [tests] if "tests" in (only or names) else []
     return [first, *tested, *(benchmark(entry, True) for entry in wanted if entry.programs), *map(benchmark, wanted)]

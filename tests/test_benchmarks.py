@@ -260,7 +260,7 @@ def test_gpu_command_lists_steps_that_fit_together(tmp_path):
         assert names[:4] == ["machine", "tests", "programs-speed", "speed"] and len(set(names)) == len(names)
         assert [s.name for s in listed if s.beside] == names[1:3]
         assert all(s.after in ("", *names[:i]) and s.least < s.most for i, s in enumerate(listed))
-    assert [s.skip != "" for s in gpu.steps(tmp_path, "", "cpu", True)] == [name == "tests" for name in names]
+    assert [s.skip != "" for s in gpu.steps(tmp_path, "", "cpu", True)] == [name in ("tests", "blocks") for name in names]
 
 
 def test_some_of_the_list_can_be_asked_for(tmp_path):
