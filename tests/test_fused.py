@@ -246,6 +246,27 @@ def test_groups_of_several_nets_go_together(groups):
             torch.testing.assert_close(moved[name][i], buffers[name], rtol=1e-4, atol=1e-4)
 
 
+def test_several_nets_whose_maps_have_edges_go_together(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(speednet, "fused", fused)
+    monkeypatch.setattr(speednet.Group, "fusible", lambda group, images: True)
+    nets = [speednet.build(10, widths=(6, 8, 8)).to(DEVICE, memory_format=torch.channels_last) for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    first, images = deepcopy(nets[0]), torch.randn(4, 2, 3, 16, 16, device=DEVICE)
+    first.several = True
+    out = vmap(lambda p, b, x: functional_call(first, (p, b), (x,)), in_dims=(0, 0, 1), randomness="different")(parameters, buffers, images)
+    out.square().sum().backward()
+    for i, net in enumerate(nets):
+        expected = net(images[:, i])
+        expected.square().sum().backward()
+        torch.testing.assert_close(out[i], expected, rtol=1e-4, atol=1e-4)
+        for name, parameter in net.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(parameters[name].grad[i], parameter.grad, rtol=1e-3, atol=1e-3)
+        for name, buffer in net.named_buffers():
+            torch.testing.assert_close(buffers[name][i], buffer, rtol=1e-4, atol=1e-4)
+
+
 def test_whitenings_of_several_nets_are_each_net_s(monkeypatch):
     images, weight, bias = torch.randn(2, 3, 3, 6, 6, device=DEVICE), torch.randn(3, 8, 3, 2, 2, device=DEVICE), torch.randn(3, 8, device=DEVICE)
     out = vmap(fused.white, in_dims=(1, 0, 0))(images, weight, bias)
