@@ -8,8 +8,8 @@ wall s a run  the true clock: all of a seed's run, set-up, compiling, files and 
 process s     of the process that ran all of them, from the system's start of it to the last result, without matrix rate and peers
 
 Where there are peers (`adapter.py` says what a script must print), half of our seeds train before them and half after, in one process, so
-that a machine that gets slower is seen. DIR keeps finished seeds and finished peers' runs: called again, it goes on. A diverged run is
-counted and named, and is in no mean.
+that a machine that gets slower is seen. DIR keeps finished seeds and finished peers' runs, and result.json, written whenever a contestant has
+ended: called again, it goes on. A diverged run is counted and named, and is in no mean.
 
 TFLOP/s: a training is taken as three passes (forward, two backward) of 2 x MACs for each image at the side that it is trained at; its
 fraction is of a large matrix product in the same precision, measured in this run.
@@ -21,6 +21,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
@@ -126,24 +127,27 @@ def our_row(name: str, outcomes: list[dict], seconds: float, flop: float) -> dic
     return {**row, "flop_per_second": rate, "process_seconds": round(seconds, 3) if trained else None}
 
 
-def contest(recipe: Recipe, name: str, store: Store, scripts: list[Path], out: Path, rate, say) -> tuple[list[dict], float, list[str]]:
-    """(rows, ours first; matrix rate, FLOP/s; the order in which everything ran). `rate` is called for the matrix rate."""
+def contest(recipe: Recipe, name: str, store: Store, scripts: list[Path], out: Path, rate, say) -> Iterator[tuple[list[dict], float, list[str]]]:
+    """(rows, ours first; matrix rate, FLOP/s; the order in which everything ran), whenever a contestant has ended. `rate` is called for the matrix rate."""
     seconds, flop, kept = since_start(), training_flop(recipe, store), Kept()
     matrix = rate()
     seeds = range(recipe.seed, recipe.seed + recipe.runs)
     half = math.ceil(recipe.runs / 2) if scripts else recipe.runs
-    outcomes, peers, order = [], [], []
+    outcomes, order = [], []
+    peers = [{"who": script.stem, "runs": [], "diverged": [], "missing": "not run yet", "process_seconds": 0.0} for script in scripts]
     for block in (seeds[:half], seeds[half:]):
-        if block:
-            begin = time.perf_counter()
-            outcomes += train_seeds(recipe, block, name, store, out, kept, say)
-            seconds += time.perf_counter() - begin
-            order.append(f"Tenfold {name}, " + (f"seeds {block[0]} to {block[-1]}" if len(block) > 1 else f"seed {block[0]}"))
-        if not peers:
+        if not block:
+            continue
+        begin = time.perf_counter()
+        outcomes += train_seeds(recipe, block, name, store, out, kept, say)
+        seconds += time.perf_counter() - begin
+        order.append(f"Tenfold {name}, " + (f"seeds {block[0]} to {block[-1]}" if len(block) > 1 else f"seed {block[0]}"))
+        yield [our_row(name, outcomes, seconds, flop), *peers], matrix, order
+        for i, script in enumerate(scripts if block[0] == seeds[0] else ()):
             torch.cuda.empty_cache()  # without a device it does nothing
-            peers = [peer(script, store, recipe, out, say) for script in scripts]
-            order += [row["who"] for row in peers if row["runs"]]
-    return [our_row(name, outcomes, seconds, flop), *peers], matrix, order
+            peers[i] = peer(script, store, recipe, out, say)
+            order += [peers[i]["who"]] if peers[i]["runs"] else []
+            yield [our_row(name, outcomes, seconds, flop), *peers], matrix, order
 
 
 def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
@@ -181,16 +185,16 @@ def main(given: list[str] | None = None) -> None:
     title = dataset_name(store)
     if asked.peer and (store.height, store.width, store.channels) != (32, 32, 3):
         raise InputError(f"--peer: the records' scripts take 32 x 32 x 3 pixels, and {title} has {store.height} x {store.width} x {store.channels}")
-    rows, rate, order = contest(recipe, name, store, asked.peer, out, lambda: matrix_rate(device, DTYPES[precision]), print)
-    target = asked.target or None
-    if target == "peer":
-        target = [run["accuracy"] for run in rows[1]["runs"]] or None
-    sets_it = 1 if asked.target == "peer" else None  # whether its mean reaches itself is no question
-    rows = [figures(row, None if number == sets_it else target) for number, row in enumerate(rows)]
     about = facts(store, device, {"recipe": {"name": name, **asdict(recipe)}, "peers": [script.name for script in asked.peer]})
-    target = rows[0]["target"]
-    about |= {"tested_on": tested_on(recipe), "precision": precision, "matrix_flop_per_second": rate, "order": order, "rows": rows}
-    write_json(out / "result.json", about)
+    for rows, rate, order in contest(recipe, name, store, asked.peer, out, lambda: matrix_rate(device, DTYPES[precision]), print):
+        target = asked.target or None
+        if target == "peer":
+            target = [run["accuracy"] for run in rows[1]["runs"]] or None
+        sets_it = 1 if asked.target == "peer" else None  # whether its mean reaches itself is no question
+        rows = [figures(row, None if number == sets_it else target) for number, row in enumerate(rows)]
+        target = rows[0]["target"]
+        about |= {"tested_on": tested_on(recipe), "precision": precision, "matrix_flop_per_second": rate, "order": order, "rows": rows}
+        write_json(out / "result.json", about)  # each time: a machine may be lent for minutes
     chart(rows, f"{title}, {about['hardware']['device']}", out / "result.png")
     print(f"\n{title}, tested on {tested_on(recipe)}; {precision}, matrix rate {rate / 1e12:.3g} TFLOP/s" + (f"; target {target:.4f}" if target else ""))
     print(table(header(title), lines(rows, rate, title)))

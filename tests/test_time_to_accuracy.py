@@ -202,6 +202,16 @@ def test_ours_beside_a_peer_interleaved_and_resumed(store, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_contest_that_is_cut_off_leaves_what_has_ended(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(time_to_accuracy, "peer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    command = ["default", "--runs", "2", "--out", str(tmp_path / "o"), "--peer", str(script(tmp_path, "")), "--target", "peer", "--data", str(store.path), *FLAGS]
+    with pytest.raises(KeyboardInterrupt):
+        time_to_accuracy.main(command)
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    ours, theirs = result["rows"]
+    assert len(ours["runs"]) == 1 and ours["target"] is None and theirs["missing"] == "not run yet" and result["order"] == ["Tenfold default, seed 0"]
+
+
 def test_a_diverged_seed_is_counted_and_named_and_in_no_mean(store, tmp_path, monkeypatch, capsys):
     once = train_jobs.train_once
 
