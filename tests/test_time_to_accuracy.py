@@ -204,7 +204,8 @@ def test_ours_beside_a_peer_interleaved_and_resumed(store, tmp_path, capsys):
 @pytest.mark.usefixtures("no_pictures")
 def test_a_contest_that_is_cut_off_leaves_what_has_ended(store, tmp_path, monkeypatch):
     monkeypatch.setattr(time_to_accuracy, "peer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    command = ["default", "--runs", "2", "--out", str(tmp_path / "o"), "--peer", str(script(tmp_path, "")), "--target", "peer", "--data", str(store.path), *FLAGS]
+    peer = ["--peer", str(script(tmp_path, "")), "--target", "peer"]
+    command = ["default", "--runs", "2", "--out", str(tmp_path / "o"), *peer, "--data", str(store.path), *FLAGS]
     with pytest.raises(KeyboardInterrupt):
         time_to_accuracy.main(command)
     result = json.loads((tmp_path / "o" / "result.json").read_text())
