@@ -41,7 +41,7 @@ def test_a_process_that_ends_says_why_whenever_torchrun_asks_it_to():
 
 
 DRIVER = """
-import os, signal, sys, time
+import glob, os, signal, sys, time
 from pipelines.errors import exit_code
 from train import report
 from train.__main__ import main
@@ -60,7 +60,9 @@ def step(self, *batch):
         signal.raise_signal(signal.SIGINT)
     return real(self, *batch)
 Training.step = step
-sys.exit(exit_code(main))
+code = exit_code(main)
+print("of gloo's threads", sum("gloo" in open(name).read() for name in glob.glob("/proc/self/task/*/comm")), "are left", file=sys.stderr)
+sys.exit(code)
 """
 
 
@@ -79,6 +81,7 @@ def torchrun(store, out: Path, tmp_path: Path, **environment) -> subprocess.Comp
 def test_torchrun_trains_as_one_process_does(store, tmp_path):
     ended = torchrun(store, tmp_path / "several", tmp_path)
     assert ended.returncode == 0 and ended.stdout.count("epoch 2/2") == 1, ended.stderr  # one of them speaks
+    assert ended.stderr.count("of gloo's threads 0 are left") == 2, ended.stderr  # or they may abort a process that ends
     summary = json.loads((tmp_path / "several" / "summary.json").read_text())
     train(Recipe(**{**{k: v for k, v in summary["recipe"].items() if k != "name"}, "out": str(tmp_path / "one")}), "", quiet)
     assert_same_run(tmp_path / "several", tmp_path / "one")

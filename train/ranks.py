@@ -10,6 +10,7 @@ Several trainings (`--runs`, `--sweep`) are dealt out instead, whole.
 Processes talk through gloo, or nccl where they share a training on GPUs. Only gloo on CPUs has been run.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -158,6 +159,9 @@ def joined(device: torch.device, deal: bool = False):
         return
     mine = Ranks(rank, 1, local, count) if deal else Ranks(rank, count, local)
     gpus = device.type == "cuda" and not deal
+    # whoever imports it later, as torch's compiler does, has the group for its functions' defaults: gloo's threads outlive it then, and one that lets go of a tensor
+    # while the interpreter ends is aborted, and with it the process (once in some 25 times on a busy machine)
+    importlib.import_module("torch.distributed.nn")
     with peers():
         dist.init_process_group("nccl" if gpus else "gloo", timeout=DEALT if deal else PATIENCE, device_id=mine.device(device) if gpus else None)
     failed = True
