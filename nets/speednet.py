@@ -181,9 +181,8 @@ class Speednet(nn.Module):
         weight, bias = self.whitening.weight, self.whitening.bias.detach() if resting else self.whitening.bias
         if more := self.spare(images_NCHW):
             weight, bias = nn.functional.pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), nn.functional.pad(bias, (0, more))  # type: ignore[arg-type]  # there is one
-        trains = (
-            self.training and len(images_NCHW) > 1 and self.groups[0].fusible(images_NCHW)
-        )  # of one image a group may leave a single value, which has no variance
+        # of one image a group may leave a single value, which has no variance
+        trains = self.training and len(images_NCHW) > 1 and self.groups[0].fusible(images_NCHW)
         edged = trains and cut(*(side - self.whitening.kernel_size[0] + 1 for side in images_NCHW.shape[2:]))
         if resting and fused is not None and images_NCHW.is_cuda:
             images = fused.white(images_NCHW, weight, bias, edged)
