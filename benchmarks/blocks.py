@@ -2,15 +2,15 @@
 
     python benchmarks/blocks.py [--channels 32 48 --sides 32 16] [--batch-size N] [--json FILE]
 
-A block of so many channels at so many pixels of side, bf16, forward and backward. Of each kernel (`nets/gated_kernels.py`) the programs that are to find room in a
-multiprocessor and the registers that a thread may take are varied, and of the depthwise filters' the values of a tile, one at a time; all others are as they
-are. A figure is the median over rounds, in turns, of a graph of 20 launches of all that a block does, so that one kernel's gain is seen in the whole; "bytes" is what its maps take at the rate of a copy
-on this device, measured in this run.
+A block of so many channels at so many pixels of side, bf16, forward and backward. Of each kernel (`nets/gated_kernels.py`) the programs that are to
+find room in a multiprocessor and the registers that a thread may take are varied, and of the depthwise filters' the values of a tile, one at a time;
+all others are as they are. A figure is the median over rounds, in turns, of a graph of 20 times all that a block does, so that one kernel's gain is
+seen in the whole; "bytes" is what its maps take at the rate of a copy that no cache has room for, measured in this run.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -23,8 +23,10 @@ from benchmarks.measure import table  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
 from train.machine import commit, hardware, versions  # noqa: E402
+from train.recorded import Graphs  # noqa: E402
 
 LAUNCHES, ROUNDS = 20, 15
+LARGE = 2**27  # values of the copy, 256 MB
 MAPS = 10  # that a block reads and writes: three forward, three to its depthwise convolution, four behind that
 ROOMS = {
     "block": [(2, 255), (3, 168), (4, 128), (6, 80)],
@@ -59,25 +61,22 @@ def set_to(kernels, constants: dict) -> Iterator[None]:
             setattr(kernels, name, value)
 
 
-def graph_of(work) -> torch.cuda.CUDAGraph:
-    """LAUNCHES times what `work` does, to be replayed."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+def replay_of(work: Callable[[], None], graphs: Graphs) -> Callable[[], None]:
+    """LAUNCHES times what `work` does, recorded."""
+
+    def several(_) -> None:
         for _ in range(LAUNCHES):
             work()
-    return graph
+
+    graphs.alone(several, None)  # kernels are compiled
+    return graphs.record(several, None)[1]
 
 
-def microseconds(graph: torch.cuda.CUDAGraph) -> float:
+def microseconds(replay: Callable[[], None]) -> float:
     """Of one of its launches."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    graph.replay()
+    replay()
     end.record()
     end.synchronize()
     return 1000 * begin.elapsed_time(end) / LAUNCHES
@@ -95,15 +94,16 @@ def measured(channels: int, side: int, batch: int) -> tuple[dict[str, list[float
         _, looked, vectors, matrices = kernels.forward(images, parameters, 1e-5)
         kernels.backward(gradient, images, looked, vectors, matrices, parameters, 1e-5)
 
-    graphs = {"a copy of a map": graph_of(lambda: images.clone())}
+    large, graphs = torch.empty(LARGE, device="cuda", dtype=torch.bfloat16), Graphs(images.device)
+    replays = {"copy": replay_of(lambda: large.clone(), graphs)}
     for name, constants in ways(channels, kernels).items():
         with set_to(kernels, constants):
-            graphs[name] = graph_of(work)
-    times: dict[str, list[float]] = {name: [] for name in graphs}
+            replays[name] = replay_of(work, graphs)
+    times: dict[str, list[float]] = {name: [] for name in replays}
     for _ in range(ROUNDS):
-        for name, graph in graphs.items():
-            times[name].append(microseconds(graph))
-    return times, MAPS / 2 * median(times.pop("a copy of a map"))
+        for name, replay in replays.items():
+            times[name].append(microseconds(replay))
+    return times, median(times.pop("copy")) * MAPS / 2 * images.numel() / LARGE  # which reads and writes
 
 
 def options(given: list[str] | None) -> argparse.Namespace:

@@ -187,7 +187,7 @@ ENTRIES = (
         quick=f"tiny --nets tiny10k --epochs 1 --no-report {TINY}",
         writes={"--out": "taught"},
         result="taught/pareto.md",
-        most=400,
+        most=500,
         reads={"--teacher": "teacher"},
         after="teacher",
     ),
