@@ -16,7 +16,9 @@ place_NChw uint8, which of a window's four pixels, row by row.
 """
 
 import torch
+from torch.nn import functional as F
 
+from nets.aside import aside
 from nets.kernels import applied, gone_back, like, ordered, pool_kernel, sum_kernel, summed, whitened
 
 
@@ -96,6 +98,71 @@ def _(info, in_dims, images, weight, bias, edge=False):
     """Net by net: each has filters of its own."""
     each = [[t if dim is None else t.select(dim, i) for t, dim in zip((images, weight, bias), in_dims)] for i in range(info.batch_size)]
     return torch.stack([white(*given, edge) for given in each]), 0
+
+
+@torch.library.custom_op("tenfold::halves", mutates_args=())
+def halves(filters: list[torch.Tensor], inputs: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Filters in another dtype, in a launch or two; of so many inputs each, with zeros for those that it has not."""
+    made = [like(f, len(f), count, *f.shape[2:], dtype=dtype) for f, count in zip(filters, inputs)]
+    whole = [(half, f) for half, f in zip(made, filters) if half.shape == f.shape]
+    for half, f in zip(made, filters):
+        if half.shape != f.shape:
+            half.zero_()[:, : f.shape[1]].copy_(f)
+    if whole:
+        torch._foreach_copy_(*map(list, zip(*whole)))
+    return made
+
+
+@halves.register_fake
+def _(filters, inputs, dtype):
+    return [like(f, len(f), count, *f.shape[2:], dtype=dtype) for f, count in zip(filters, inputs)]
+
+
+@torch.library.custom_op("tenfold::convolve", mutates_args=())
+def convolve(images_NCHW: torch.Tensor, filters: torch.Tensor, half: torch.Tensor, padding: int) -> torch.Tensor:
+    """conv2d(images, half): half is what `halves` made of the filters, in the images' dtype, and theirs is the gradient (`aside.py`)."""
+    return ordered(F.conv2d(ordered(images_NCHW), half, padding=padding))
+
+
+@convolve.register_fake
+def _(images_NCHW, filters, half, padding):
+    count, _, *size = images_NCHW.shape
+    return like(images_NCHW, count, len(half), *(side + 2 * padding - kernel + 1 for side, kernel in zip(size, half.shape[2:])))
+
+
+@torch.library.custom_op("tenfold::convolve_backward", mutates_args=())
+def convolve_backward(
+    gradient: torch.Tensor, images_NCHW: torch.Tensor, filters: torch.Tensor, half: torch.Tensor, padding: int, back: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gradient of the images, and nothing where it is not to go `back` there; of the filters, in their dtype)."""
+    given = ordered(gradient), ordered(images_NCHW), half
+    settings = None, (1, 1), (padding, padding), (1, 1), False, (0, 0), 1
+
+    def of_filters() -> torch.Tensor:
+        made = torch.ops.aten.convolution_backward(*given, *settings, (False, True, False))[1]
+        return like(filters, *filters.shape).copy_(made[:, : filters.shape[1]])
+
+    apart = aside(of_filters, *given)
+    return torch.ops.aten.convolution_backward(*given, *settings, (True, False, False))[0] if back else gradient.new_empty(0), apart
+
+
+@convolve_backward.register_fake
+def _(gradient, images_NCHW, filters, half, padding, back):
+    return like(images_NCHW, *images_NCHW.shape) if back else gradient.new_empty(0), like(filters, *filters.shape)
+
+
+def keep_convolved(ctx, inputs, output) -> None:
+    *tensors, ctx.padding = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def backward_convolved(ctx, gradient: torch.Tensor):
+    back = ctx.needs_input_grad[0]
+    of_images, of_filters = convolve_backward(gradient, *ctx.saved_tensors, ctx.padding, back)
+    return of_images if back else None, of_filters, None, None
+
+
+convolve.register_autograd(backward_convolved, setup_context=keep_convolved)
 
 
 def keep(ctx, inputs, output) -> None:

@@ -7,6 +7,7 @@ scale, logits kept small. c is a 3x3 convolution, batch norm and SiLU; in the fi
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -68,8 +69,11 @@ class Seen(NamedTuple):
 class Filled(Conv2d):
     """A convolution that takes images with more channels than it has, which are zero, and has zeros for them."""
 
-    def forward(self, images_NCHW: torch.Tensor, edged: bool = False) -> torch.Tensor:
-        """edged: whether the images have their padding above and to the left (`fused.py`); what comes out is without its last lines, then."""
+    def forward(self, images_NCHW: torch.Tensor, edged: bool = False, half: torch.Tensor | None = None) -> torch.Tensor:
+        """edged: whether the images have their padding above and to the left (`fused.py`); what comes out is without its last lines, then.
+        half: the filters as `fused.halves` gives them for these images, for gradients by `fused.convolve`."""
+        if half is not None:
+            return fused.convolve(images_NCHW.to(half.dtype), self.weight, half, 0 if edged else self.padding[0])
         more = images_NCHW.shape[1] - self.in_channels
         if not (more or edged):
             return super().forward(images_NCHW)
@@ -99,17 +103,20 @@ class Group(nn.Sequential):
         out = tested(first(images_NCHW), norm, True)
         return tested(second(out), last, False)
 
-    def trained(self, images_NCHW: torch.Tensor, edged: bool = False, inner: bool = False) -> tuple[torch.Tensor, bool, list[Seen]]:
+    def trained(
+        self, images_NCHW: torch.Tensor, edged: bool = False, inner: bool = False, halves: Sequence[torch.Tensor | None] = (None, None)
+    ) -> tuple[torch.Tensor, bool, list[Seen]]:
         """(what `forward` gives in training, whether it is edged (`fused.py`), what the norms are to follow).
 
-        edged  whether the images are
-        inner  whether another group takes what comes out: edged, where its pool cuts off a line
+        edged   whether the images are
+        inner   whether another group takes what comes out: edged, where its pool cuts off a line
+        halves  of the two convolutions' filters, as `Filled` takes them
         """
         modules: tuple[Any, ...] = tuple(self)
         first, _, norm, _, second, last, _ = modules
-        pooled, of_pooled, *_ = fused.pool_norm_silu(first(images_NCHW, edged), norm.bias, norm.eps)
+        pooled, of_pooled, *_ = fused.pool_norm_silu(first(images_NCHW, edged, halves[0]), norm.bias, norm.eps)
         rows, edge = pooled[:, 0].numel(), inner and cut(*pooled.shape[2:])
-        out, of_last = fused.norm_silu(second(pooled), last.bias, last.eps, edge)
+        out, of_last = fused.norm_silu(second(pooled, half=halves[1]), last.bias, last.eps, edge)
         return out, edge, [Seen(norm, of_pooled, rows), Seen(last, of_last, rows)]
 
     def fusible(self, images_NCHW: torch.Tensor) -> bool:
@@ -156,6 +163,7 @@ def follow(seen: list[Seen], apart: bool) -> None:
 class Speednet(nn.Module):
     settled = False  # whether the whitening's bias rests: it matters in the first epochs, and its gradient costs a tenth of a step
     frozen = False  # whether the first group rests, too, whose gradients cost a fifth of one
+    aside = True  # gradients of its filters are made aside (`aside.py`)
     several = False  # whether it is one of several nets that are one program
 
     def __init__(self, num_classes: int, widths: tuple[int, ...], norm: str, dropout: float, kernel: int, kept: int):
@@ -176,6 +184,16 @@ class Speednet(nn.Module):
         """How many channels of zeros the whitened map has behind its own, for the convolution that takes it."""
         return -self.whitening.out_channels % BLOCK if fused is not None and images_NCHW.is_cuda else 0
 
+    def halves(self, images_NCHW: torch.Tensor) -> list[torch.Tensor | None]:
+        """Of the groups' filters, as `Filled` takes them for a whitened map in the dtype of convolutions here; of one of several nets none, since what makes them knows no other."""
+        filters: list[torch.Tensor] = [module.weight for group in self.groups for module in group if isinstance(module, Filled)]  # type: ignore[attr-defined]
+        if self.several:
+            return [None] * len(filters)
+        inputs = [images_NCHW.shape[1], *(f.shape[1] for f in filters[1:])]
+        kind = images_NCHW.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else images_NCHW.dtype
+        return list(fused.halves([f.detach() for f in filters], inputs, dtype))
+
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         resting = self.settled if self.training else untaught()
         weight, bias = self.whitening.weight, self.whitening.bias.detach() if resting else self.whitening.bias
@@ -189,11 +207,12 @@ class Speednet(nn.Module):
         else:
             images = nn.functional.silu(nn.functional.conv2d(images_NCHW, weight, bias))
             images = nn.functional.pad(images, (1, 0, 1, 0)) if edged else images
+        halves = self.halves(images) if trains else []
         seen: list[Seen] = []
         for i, group in enumerate(self.groups):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.training and self.frozen and not i)):
                 if trains:
-                    images, edged, found = group.trained(images, edged, inner=i + 1 < len(self.groups))
+                    images, edged, found = group.trained(images, edged, i + 1 < len(self.groups), halves[2 * i : 2 * i + 2])
                     seen += found
                 else:
                     images = group(images)

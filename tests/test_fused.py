@@ -178,7 +178,9 @@ def test_a_net_whose_maps_have_edges_learns_as_torchs(side, settled, monkeypatch
     sizes = []
     for group in ours.groups:
         plain = group[0].forward
-        monkeypatch.setattr(group[0], "forward", lambda images, edged=False, plain=plain: sizes.append((images.shape[2], edged)) or plain(images, edged))
+        monkeypatch.setattr(
+            group[0], "forward", lambda images, edged=False, half=None, plain=plain: sizes.append((images.shape[2], edged)) or plain(images, edged, half)
+        )
     images, results = torch.randn(4, 3, side, side, device=DEVICE).to(memory_format=torch.channels_last), []
     for net in (ours, wanted):
         logits = net(images)

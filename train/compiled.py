@@ -17,6 +17,11 @@ from train.scaling import FixedScale
 REMARKS = ("torch._dynamo.variables.ctx_manager", "torch.utils.cpp_extension")  # on a profiler's marks, on a CUDA that is not there: nothing to act on
 PROGRAMS = 64  # of one method: a size of image times a size of batch times the trainings of a process; torch's own 8 are soon used up, and then it runs eagerly
 
+KEPT = {
+    "allow_buffer_reuse": False,
+    "inplace_buffers": False,
+}  # a program knows nothing of another stream that still reads a tensor (`nets/aside.py`); the allocator does
+
 
 def build_step(training, recipe: Recipe) -> None:
     """Replace what the recipe says of a `loop.Training` or `together.Together`: `forward` and `update`, on CUDA `work`, too. Its `built` tells whether any was.
@@ -46,7 +51,7 @@ def compile_step(training) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, PROGRAMS)
     # no dynamic shapes: a program each for the full batch, the last one, and every side
-    training.forward = torch.compile(training.forward, dynamic=False)
+    training.forward = torch.compile(training.forward, dynamic=False, options=KEPT if getattr(getattr(training, "net", None), "aside", False) else None)
     # without torch 2.11's search for loops that could be turned to be fused: it takes the optimisers' lists for single tensors, and fails
     scaler, optimiser = training.scaler, training.optimiser
     training.update = torch.compile(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from nets.aside import branch_of, gradients_aside
 from pipelines import Pipeline
 from pipelines.mixing import Targets, mix
 from train.average import Average
@@ -278,7 +279,8 @@ class Training:
     def backward(self, loss: torch.Tensor) -> None:
         """Fresh gradients of the scaled loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        with gradients_aside(self.net.parameters(), branch_of(self.device)):
+            self.scaler.scale(loss).backward()
 
     def update(self) -> None:
         """Move the weights by their gradients."""

@@ -93,7 +93,8 @@ class Graphs:
     """Recordings as CUDA graphs. Their memory is one pool, since only one runs at a time and its results are copied."""
 
     def __init__(self, device: torch.device):
-        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        # of the higher priority: what `nets/aside.py` has made beside it is for the gaps
+        self.stream, self.pool = torch.cuda.Stream(device, priority=-1), torch.cuda.graph_pool_handle()
 
     def alone(self, work: Callable, batches):
         """On the stream that recordings are made on: autograd goes back along the streams that it came."""
