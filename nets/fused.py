@@ -109,7 +109,7 @@ def halves(filters: list[torch.Tensor], inputs: list[int], dtype: torch.dtype) -
         if half.shape != f.shape:
             half.zero_()[:, : f.shape[1]].copy_(f)
     if whole:
-        torch._foreach_copy_(*map(list, zip(*whole)))
+        torch._foreach_copy_([half for half, _ in whole], [f for _, f in whole])
     return made
 
 

@@ -7,6 +7,7 @@ Seeds of one process share what was compiled: the parameters are inputs of the p
 """
 
 import logging
+from typing import Any
 
 import torch
 
@@ -17,10 +18,8 @@ from train.scaling import FixedScale
 REMARKS = ("torch._dynamo.variables.ctx_manager", "torch.utils.cpp_extension")  # on a profiler's marks, on a CUDA that is not there: nothing to act on
 PROGRAMS = 64  # of one method: a size of image times a size of batch times the trainings of a process; torch's own 8 are soon used up, and then it runs eagerly
 
-KEPT = {
-    "allow_buffer_reuse": False,
-    "inplace_buffers": False,
-}  # a program knows nothing of another stream that still reads a tensor (`nets/aside.py`); the allocator does
+# a program knows nothing of another stream that still reads a tensor (`nets/aside.py`); the allocator does
+KEPT: dict[str, Any] = {"allow_buffer_reuse": False, "inplace_buffers": False}
 
 
 def build_step(training, recipe: Recipe) -> None:
