@@ -1,8 +1,9 @@
-"""Gradients of filters beside those of maps: of a backward pass that is recorded as a CUDA graph a second branch.
+"""Work that nothing else waits for, beside what something does: in a step that is recorded as a CUDA graph a second branch.
 
 A backward pass goes from the last layer to the first by the gradients of maps alone; what a layer gives to its filters only the optimiser waits for. On one stream
 each kernel waits for the last program of the one before it, and the small ones, by which sums of parts are added up, leave a GPU all but idle for as long as they take.
-On two streams filters' gradients fill that. Theirs is the one of lower priority (a recording keeps priorities), so that nothing waits for them.
+On two streams filters' gradients fill that. Theirs is the one of lower priority (a recording keeps priorities), so that nothing waits for them. So it is with Muon's
+products beside the moves of all that has no filters.
 
 Only in a recording: without one a launch costs the host more than it saves, and cuDNN's choice of kernels, which it times, is made in the steps before.
 """
@@ -10,10 +11,11 @@ Only in a recording: without one a launch costs the host more than it saves, and
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 import torch
 
-Work = Callable[[], torch.Tensor]
+Made = TypeVar("Made")
 
 
 class Branch:
@@ -23,7 +25,7 @@ class Branch:
         self.stream = stream
         self.kept: list[torch.Tensor] = []  # what its work reads: the current stream's next tensors must not lie there
 
-    def run(self, work: Work, reads: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def run(self, work: Callable[[], Made], reads: Iterable[torch.Tensor]) -> Made:
         self.stream.wait_stream(torch.cuda.current_stream())
         self.kept += reads
         with torch.cuda.stream(self.stream):
@@ -39,7 +41,7 @@ class Open:
     """The branch that there is, for all threads: autograd works in one of its own."""
 
     branch: Branch | None = None
-    made: set[int] = set()  # addresses of what was made in it
+    made: set[int] = set()  # addresses of gradients that were made aside
 
 
 stream_of = cache(torch.cuda.Stream)
@@ -53,13 +55,31 @@ def branch_of(device: torch.device) -> Branch | None:
     return Branch(stream) if torch.cuda.is_current_stream_capturing() else None
 
 
-def aside(work: Work, *reads: torch.Tensor) -> torch.Tensor:
-    """What `work` gives, a new tensor that nothing but an optimiser may read, from tensors that it `reads`; within `gradients_aside` in its branch."""
-    if Open.branch is None:
-        return work()
-    made = Open.branch.run(work, reads)
-    Open.made.add(made.data_ptr())
+def beside(work: Callable[[], Made], reads: Iterable[torch.Tensor]) -> Made:
+    """What `work` gives, which reads and writes tensors that nothing else does until the branch is joined; without one at once."""
+    return work() if Open.branch is None else Open.branch.run(work, reads)
+
+
+def aside(work: Callable[[], torch.Tensor], *reads: torch.Tensor) -> torch.Tensor:
+    """A gradient beside all others: a new tensor that nothing but an optimiser may read."""
+    made = beside(work, reads)
+    if Open.branch is not None:
+        Open.made.add(made.data_ptr())
     return made
+
+
+@contextmanager
+def opened(branch: Branch | None) -> Iterator[None]:
+    """Let work go into a branch; behind it the branch is joined."""
+    if branch is None:
+        yield
+        return
+    Open.branch = branch
+    try:
+        yield
+        branch.join()
+    finally:
+        Open.branch = None
 
 
 @contextmanager
@@ -68,14 +88,8 @@ def gradients_aside(parameters: Iterable[torch.Tensor], branch: Branch | None) -
 
     Raises `RuntimeError` where autograd took a copy of one for the gradient, since it was copied before it was there.
     """
-    if branch is None:
+    Open.made = set()
+    with opened(branch):
         yield
-        return
-    Open.branch, Open.made = branch, set()
-    try:
-        yield
-        branch.join()
-    finally:
-        Open.branch = None
-    if lost := Open.made - {p.grad.data_ptr() for p in parameters if p.grad is not None}:
+    if branch and (lost := Open.made - {p.grad.data_ptr() for p in parameters if p.grad is not None}):
         raise RuntimeError(f"{len(lost)} of {len(Open.made)} gradients that were made in a stream of their own were copied before they were there")

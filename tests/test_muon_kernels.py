@@ -9,6 +9,7 @@ from torch import nn
 
 pytest.importorskip("triton", reason="Triton is not installed")
 import nets
+from nets.aside import opened
 from train import muon, muon_kernels
 from train.optim import optimiser
 from train.recipe import MUON_NORMS, Recipe
@@ -102,6 +103,35 @@ def test_several_nets_go_together(kernels, monkeypatch):
         p.grad = gradient
     made_of.step()
     torch.testing.assert_close(whole, torch.stack(expected), rtol=0, atol=CLOSE)
+
+
+def test_in_a_branch_filters_move_beside_all_else(kernels):
+    class Later:
+        """Does its work when it is joined."""
+
+        def __init__(self):
+            self.waiting = []
+
+        def run(self, work, reads):
+            assert not self.waiting and torch.equal(bias, start)  # the longest first
+            self.waiting.append(work)
+
+        def join(self):
+            assert not torch.equal(bias, start) and all(torch.equal(p, before) for p, before in zip(filters, firsts))
+            self.waiting.pop()()
+
+    torch.manual_seed(0)
+    firsts, start = [torch.randn(size, device=DEVICE).contiguous(memory_format=torch.channels_last) for size in SIZES[:2]], torch.randn(7, device=DEVICE)
+    results = []
+    for branch in (None, Later()):
+        filters, bias = [nn.Parameter(f.clone()) for f in firsts], nn.Parameter(start.clone())
+        made_of = muon.Muon([{"params": [bias], "lr": 0.1}, {"params": filters, "filters": True, "momentum": 0.6, "lr": 0.1}])
+        for p in (bias, *filters):
+            p.grad = torch.ones_like(p)
+        with opened(branch):
+            made_of.step()
+        results.append([p.detach() for p in (bias, *filters)])
+    assert all(torch.equal(one, other) for one, other in zip(*results)) and not torch.equal(results[0][1], firsts[0])
 
 
 def test_torch_finds_no_fault_with_the_operator():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from nets.aside import branch_of, gradients_aside
+from nets.aside import branch_of, gradients_aside, opened
 from pipelines import Pipeline
 from pipelines.mixing import Targets, mix
 from train.average import Average
@@ -256,7 +256,8 @@ class Training:
         loss = self.ranks.part_of(loss, len(images), self.train.plan, self.progress.step)
         self.backward(loss)
         loss, right = self.ranks.add_up(self.net, loss.detach(), right_of(logits, targets))
-        self.update()
+        with opened(branch_of(self.device)):
+            self.update()
         return loss[None], right[None]
 
     def forward(self, images: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        for group in self.param_groups:
+        for group in sorted(self.param_groups, key=lambda group: not group["filters"]):  # the longest first: what is beside it (`nets/aside.py`) comes behind
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 (self._filters if group["filters"] else self._others)(parameters, group)

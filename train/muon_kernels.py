@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nets.aside import beside
+
 TILE = tl.constexpr(64)  # of both sides of a product: the rows that Hopper's unit takes from four warps
 VALUES, WARPS = 2048, 4  # that a program takes of a filter at a time
 STAGES = 4  # tiles of a product on their way to shared memory
@@ -193,7 +195,17 @@ def move(
     eps: float,
 ) -> None:
     """Move filters and momenta, float32, where they lie, in channels_last order. rate: a float32 scalar on their device; steps, coefficients: of Newton-Schulz, the
-    first at least one. The products are in bf16 on a GPU."""
+    first at least one. The products are in bf16 on a GPU. In a branch of its own, where there is one (`nets/aside.py`)."""
+    beside(lambda: moved(filters, gradients, momenta, rate, momentum, by_row, steps, coefficients, eps), (*filters, *gradients, *momenta, rate))
+
+
+@move.register_fake
+def _(filters, gradients, momenta, rate, momentum, by_row, steps, coefficients, eps):
+    return None
+
+
+def moved(filters, gradients, momenta, rate, momentum: float, by_row: bool, steps: int, coefficients: list[float], eps: float) -> None:
+    """The launches of `move`."""
     kind = torch.bfloat16 if rate.is_cuda else torch.float32  # the interpreter cuts bfloat16 off, unrounded
     gradients = [g.contiguous(memory_format=torch.channels_last) for g in gradients]
     sizes = [(len(f), f[0].numel()) for f in filters]
@@ -225,8 +237,3 @@ def move(
         own, (rows, columns) = tuple(filters[part]), zip(*sizes[part])
         grid = len(own), triton.cdiv(max(rows), shape.rows)
         apply_kernel[grid](own, rows, columns, X, squares, rate, part.start, count, eps, *shape.products, *shape.filters[-2:], by_row, num_warps=WARPS)
-
-
-@move.register_fake
-def _(filters, gradients, momenta, rate, momentum, by_row, steps, coefficients, eps):
-    return None
