@@ -17,6 +17,7 @@ import pipelines
 from pipelines.errors import InputError
 from train import figures, page, report, result
 from train.charts import Line, chart, thinned, ticks
+from train.command import counted
 from train.evaluate import Outcome
 from train.gallery import explained, mistakes, seen, sheet, sheet_of, tinted
 from train.gradcam import heat, last_map
@@ -82,6 +83,10 @@ def test_the_page_shows_every_lap_and_what_is_left():
     Page(text)
     assert all(f'<th class=n><span class=key style="color:{colour}"></span>{name}</th>' in text for name, (_, colour, _) in page.LAPS.items())
     assert "0.50 s" in text and "60.0%" in text and page.times(None) == ""
+
+
+def test_one_epoch_is_no_epochs():
+    assert [counted(number, "epoch") for number in (0, 1, 22)] == ["0 epochs", "1 epoch", "22 epochs"]
 
 
 def test_many_classes_are_a_picture():

@@ -16,6 +16,7 @@ from pathlib import Path
 from pipelines.errors import InputError
 from pipelines.files import write_json
 from train.assembly import assemble
+from train.command import counted
 from train.failures import explained
 from train.loop import Training, set_rate
 from train.progressive import resize, side, sides
@@ -51,7 +52,7 @@ def fitted(recipe: Recipe, out: Path, device, say, kept: Kept) -> Recipe:
         by_side = {str(shown): round(spent, 6) for shown, spent in seconds.items()}
         write_json(out / FILE, {"minutes": recipe.minutes, "epochs": epochs, "seconds_of_a_step": by_side, "recipe": settings(recipe)})
         predicted = training_seconds(recipe, epochs, steps, full, seconds)
-        say(f"{recipe.minutes:g} minutes hold {epochs} epochs here, {predicted:.0f} s by the steps timed: --epochs {epochs} repeats the training")
+        say(f"{recipe.minutes:g} minutes hold {counted(epochs, 'epoch')} here, {predicted:.0f} s by the steps timed: --epochs {epochs} repeats the training")
     return made
 
 

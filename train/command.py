@@ -34,3 +34,8 @@ def wrapped(text: str) -> str:
     """The paragraphs of a docstring at the width of the terminal; those that are set in stay as they are."""
     width = min(shutil.get_terminal_size().columns, WIDEST) - 2
     return "\n\n".join(part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), width) for part in text.rstrip().split("\n\n"))
+
+
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, in the plural where it is not one."""
+    return f"{number} {noun}{'s' * (number != 1)}"

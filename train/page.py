@@ -11,6 +11,7 @@ import numpy as np
 from pipelines.files import replacing
 from train import result
 from train.charts import Line, chart, thinned
+from train.command import counted
 from train.document import document, picture, table
 from train.evaluate import Outcome
 from train.gallery import Mistake, Sheet, mistakes, sheet
@@ -52,7 +53,7 @@ def head(title: str, summary: dict) -> str:
         *([(f"{seconds['train']:,.1f} s", f"of training, {seconds['total']:,.1f} s in all")] if seconds else []),
     ]
     tiles = "".join(f"<div class=tile><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in figures)
-    facts = f"{summary['epochs']} epochs through {summary['pipeline']}, {summary['precision']}, seed {summary['seed']}, on {summary['hardware']['device']}"
+    facts = f"{counted(summary['epochs'], 'epoch')} through {summary['pipeline']}, {summary['precision']}, seed {summary['seed']}, on {summary['hardware']['device']}"
     return f"<h1>{escape(title)}</h1><p class=soft>{escape(facts)}</p><div class=tiles>{tiles}</div>"
 
 

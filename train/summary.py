@@ -10,6 +10,7 @@ import torch
 
 import nets
 from pipelines.store import Store
+from train.command import counted
 from train.flags import named, words
 from train.loop import Training
 from train.machine import hardware, versions
@@ -73,7 +74,7 @@ def headline(recipe: Recipe, training: Training, store: Store, device: torch.dev
     images = len(training.train.plan.ids)
     return (
         f"{recipe.net}: {count:,} parameters, {images:,} images of {dataset_name(store)} through {recipe.pipeline}, "
-        f"{recipe.epochs} epochs of batch {recipe.batch_size}, {training.precision} on {hardware(device)['device']}"
+        f"{counted(recipe.epochs, 'epoch')} of batch {recipe.batch_size}, {training.precision} on {hardware(device)['device']}"
     )
 
 
