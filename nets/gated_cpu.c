@@ -13,17 +13,11 @@ enum { ACROSS = LANES == 4 ? 4 : 2, STRIP = ACROSS * LANES }; /* vectors that a 
 enum { OUT = LANES == 16 ? 8 : 4, BESIDE = LANES == 8 ? 2 : 4 }; /* and outputs; columns of an outer product: as many sums as registers hold */
 enum { WANTED = 256, FOUR = 4 };            /* pixels that a group of images is to have; rows that a depthwise filter takes at a time */
 
-#ifdef __AVX512F__ /* its instructions that guess 14 bits, and a step of Newton's: a division takes the time of several products */
-static inline vec inverse(vec x) {
-    vec r = (vec)_mm512_rcp14_ps((__m512)x);
-    return r * (2.0f - x * r);
-}
+#ifdef __AVX512F__
 static inline vec inverse_root(vec x) {
     vec r = (vec)_mm512_rsqrt14_ps((__m512)x);
     return r * (1.5f - 0.5f * x * r * r);
 }
-static inline vec between(vec x, float limit) { return (vec)_mm512_max_ps((__m512)all(-limit), _mm512_min_ps((__m512)all(limit), (__m512)x)); }
-static inline vec times_two_to(vec x, vec whole) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)whole); }
 #define MOVED(lanes, high, low, by) (vec)_mm512_maskz_alignr_epi32(lanes, (__m512i)(high), (__m512i)(low), by)
 static inline vec from_left(vec before, vec x) { return MOVED(0xffff, x, before, 15); } /* what stands to the left of each lane; to the right */
 static inline vec from_right(vec x, vec behind) { return MOVED(0xffff, behind, x, 1); }
@@ -33,15 +27,12 @@ static inline vec right_of_two(vec x) { return MOVED(0x7f7f, x, x, 1); }
 static inline vec none_and_first(vec x) { return MOVED(0xff00, x, x, 8); }
 static inline vec second_and_none(vec x) { return MOVED(0x00ff, x, x, 8); }
 #else
-static inline vec inverse(vec x) { return 1.0f / x; }
 static inline vec inverse_root(vec x) {
     vec r;
     for (int i = 0; i < LANES; i++) r[i] = 1.0f / sqrtf(x[i]);
     return r;
 }
-static inline vec times_two_to(vec x, vec whole) { return x * (vec)((__builtin_convertvector(whole, veci) + 127) << 23); }
 #ifdef __AVX2__
-static inline vec between(vec x, float limit) { return (vec)_mm256_max_ps((__m256)all(-limit), _mm256_min_ps((__m256)all(limit), (__m256)x)); }
 static inline vec from_left(vec before, vec x) { return MIXED(before, x, 7, 8, 9, 10, 11, 12, 13, 14); }
 static inline vec from_right(vec x, vec behind) { return MIXED(x, behind, 1, 2, 3, 4, 5, 6, 7, 8); }
 static inline vec left_of_two(vec x) { return MIXED(x, (vec){}, 8, 0, 1, 2, 8, 4, 5, 6); }
@@ -49,7 +40,6 @@ static inline vec right_of_two(vec x) { return MIXED(x, (vec){}, 1, 2, 3, 8, 5, 
 static inline vec none_and_first(vec x) { return MIXED(x, (vec){}, 8, 8, 8, 8, 0, 1, 2, 3); }
 static inline vec second_and_none(vec x) { return MIXED(x, (vec){}, 4, 5, 6, 7, 8, 8, 8, 8); }
 #else
-static inline vec between(vec x, float limit) { return (vec)vmaxq_f32((float32x4_t)all(-limit), vminq_f32((float32x4_t)all(limit), (float32x4_t)x)); }
 static inline vec from_left(vec before, vec x) { return MIXED(before, x, 3, 4, 5, 6); }
 static inline vec from_right(vec x, vec behind) { return MIXED(x, behind, 1, 2, 3, 4); }
 static inline vec left_of_two(vec x) { return MIXED(x, (vec){}, 4, 0, 4, 2); }
@@ -58,17 +48,6 @@ static inline vec none_and_first(vec x) { return MIXED(x, (vec){}, 4, 4, 0, 1); 
 static inline vec second_and_none(vec x) { return MIXED(x, (vec){}, 2, 3, 4, 4); }
 #endif
 #endif
-
-/* 1 / (1 + exp(-x)): 2 to the nearest whole number times 2 to the rest, by the polynomial of least relative error (8e-8). */
-static inline vec sigmoid(vec x) {
-    x = between(x * -1.44269504f, 126.0f);
-    vec whole = (x + 12582912.0f) - 12582912.0f, r = x - whole;
-    vec p = 1.32764725e-3f * r + 9.67554096e-3f;
-    p = p * r + 5.55071309e-2f;
-    p = p * r + 2.40221202e-1f;
-    p = p * r + 6.93146944e-1f;
-    return inverse(1.0f + times_two_to(p * r + 1.00000012f, whole));
-}
 
 /* Channels, the pixels of each one behind the other, in a buffer of ours or as the images lie; `span` from one to the next. */
 typedef struct {
@@ -424,3 +403,13 @@ int block_backward(const float *images, int images_last, const float *gradient, 
     free(work);
     return 0;
 }
+
+static int forward_work(float *const *p, const int *n, int count) {
+    return block_forward(p[0], n[0], p[1], p[2], p[3], p[4], p[5], *p[6], count, n[1], n[2], n[3]);
+}
+SHARED(gated_forward, forward_work)
+
+static int backward_work(float *const *p, const int *n, int count) {
+    return block_backward(p[0], n[0], p[1], n[1], p[2], p[7], p[8], p[9], p[10], p[11], p[3], p[4], p[5], p[6], *p[12], count, n[2], n[3], n[4]);
+}
+SHARED(gated_backward, backward_work)

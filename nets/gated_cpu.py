@@ -7,12 +7,10 @@ Shapes: images_NCHW float32, in either order of memory; the block gives planes. 
 scale_C; C a multiple of eight.
 """
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from nets.native import PART, each_net, library, place, shared
+from nets.native import each_net, library, parts, shared
 
 NAME = "gated_cpu"
 
@@ -42,13 +40,7 @@ def gated_block(
     (images, images_last), look = dense(images_NCHW), look_C9.contiguous()
     widen, bias, narrow = folded(gain_C, shift_C, widen_HC, narrow_CC, scale_C)
     out, there, back = images.new_empty(images.shape), widen.t().contiguous(), narrow.t().contiguous()
-    sizes, made = images.shape[1:], library(NAME)
-
-    def work(first: int, end: int) -> int:
-        maps = place(images, first), images_last, place(out, first)
-        return made.block_forward(*maps, *map(place, (look, there, bias, back)), ctypes.c_float(eps), end - first, *sizes)
-
-    shared(len(images), work)
+    shared(library(NAME).gated_forward, [images, out], [], [look, there, bias, back, torch.tensor(eps)], images_last, *images.shape[1:])
     return out
 
 
@@ -65,17 +57,10 @@ def gated_block_backward(
     (images, images_last), (gradient, gradient_last), look = dense(images_NCHW), dense(gradient), look_C9.contiguous()
     widen, bias, narrow = folded(gain_C, shift_C, widen_HC, narrow_CC, scale_C)
     out, there = torch.empty_like(images), widen.t().contiguous()
-    sizes, made, channels = images.shape[1:], library(NAME), images.shape[1]
-    parts = -(-len(images) // PART)
-    sums = [images.new_empty((parts, *shape)) for shape in ((channels, 9), (2 * channels, channels), (2 * channels,), (channels, channels))]
-
-    def work(first: int, end: int) -> int:
-        maps = place(images, first), images_last, place(gradient, first), gradient_last, place(out, first)
-        return made.block_backward(
-            *maps, *map(place, (look, there, bias, widen, narrow)), *(place(each, first // PART) for each in sums), ctypes.c_float(eps), end - first, *sizes
-        )
-
-    shared(len(images), work)
+    count, channels = images.shape[:2]
+    sums = [images.new_empty((parts(count), *shape)) for shape in ((channels, 9), (2 * channels, channels), (2 * channels,), (channels, channels))]
+    given = [look, there, bias, widen, narrow, torch.tensor(eps)]
+    shared(library(NAME).gated_backward, [images, gradient, out], sums, given, images_last, gradient_last, *images.shape[1:])
     of_look, of_widen, of_bias, of_narrow = (each.sum(0) for each in sums)
     return (
         out,

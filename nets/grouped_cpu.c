@@ -128,3 +128,11 @@ int grouped_backward(const float *images, const float *weight, const float *grad
     free(from), free(phases);
     return failed;
 }
+
+static int forward_work(float *const *p, const int *n, int count) { return grouped_forward(p[0], p[2], p[1], count, n[0], n[1], n[2], n[3], n[4]); }
+SHARED(all_forward, forward_work)
+
+static int backward_work(float *const *p, const int *n, int count) {
+    return grouped_backward(p[0], p[4], p[1], p[2], p[3], count, n[0], n[1], n[2], n[3], n[4]);
+}
+SHARED(all_backward, backward_work)

@@ -8,7 +8,7 @@ Shapes: images_NIHW float32, H and W even; weight_OG44, G = I / groups; out_NOHW
 import torch
 from torch import Tensor
 
-from nets.native import PART, each_net, library, place, shared
+from nets.native import each_net, library, parts, shared
 
 NAME = "grouped_cpu"
 
@@ -21,13 +21,9 @@ def sizes(images: Tensor, weight: Tensor) -> tuple[int, ...]:
 @torch.library.custom_op("tenfold::grouped_cpu", mutates_args=())
 def grouped(images_NIHW: Tensor, weight_OG44: Tensor) -> Tensor:
     """The convolution of stride 2 and padding 1."""
-    images, weight, made = images_NIHW.contiguous(), weight_OG44.contiguous(), library(NAME)
+    images, weight = images_NIHW.contiguous(), weight_OG44.contiguous()
     out = images.new_empty(shape(images, weight))
-
-    def work(first: int, end: int) -> int:
-        return made.grouped_forward(place(images, first), place(weight), place(out, first), end - first, *sizes(images, weight))
-
-    shared(len(images), work)
+    shared(library(NAME).all_forward, [images, out], [], [weight], *sizes(images, weight))
     return out
 
 
@@ -44,14 +40,9 @@ def _(images, weight):
 @torch.library.custom_op("tenfold::grouped_cpu_backward", mutates_args=())
 def grouped_backward(gradient_NOHW: Tensor, images_NIHW: Tensor, weight_OG44: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the images, planes, and of the weight, which lies as that does."""
-    gradient, images, weight, made = gradient_NOHW.contiguous(), images_NIHW.contiguous(), weight_OG44.contiguous(), library(NAME)
-    of_images, sums = torch.empty_like(images), weight.new_empty((-(-len(images) // PART), *weight.shape))
-
-    def work(first: int, end: int) -> int:
-        maps = (place(tensor, first) for tensor in (gradient, of_images))
-        return made.grouped_backward(place(images, first), place(weight), *maps, place(sums, first // PART), end - first, *sizes(images, weight))
-
-    shared(len(images), work)
+    gradient, images, weight = gradient_NOHW.contiguous(), images_NIHW.contiguous(), weight_OG44.contiguous()
+    of_images, sums = torch.empty_like(images), weight.new_empty((parts(len(images)), *weight.shape))
+    shared(library(NAME).all_backward, [images, gradient, of_images], [sums], [weight], *sizes(images, weight))
     return of_images, torch.empty_like(weight_OG44).copy_(sums.sum(0))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nets import normed_cpu
 from nets.convolution import Conv2d
 
 NORMS = ("batch", "ghost", "group", "layer", "channel")
@@ -78,6 +79,22 @@ def norm(kind: str, channels: int, groups: int = 8, ghost: int = 32) -> nn.Modul
     raise ValueError(f"norm {kind!r}: choose one of {', '.join(NORMS)}")
 
 
+class Block(nn.Sequential):
+    """Convolution, norm, activation. On a processor the last two, and a 2x2 max-pool or a shortcut behind them, may be one operator (`normed_cpu.py`)."""
+
+    def forward(self, images_NCHW: torch.Tensor, shortcut: torch.Tensor | None = None, pools: bool = False) -> torch.Tensor:
+        """With a shortcut to be added, or a pool, where it `fuses` them."""
+        convolution, norm, activation = self
+        out = convolution(images_NCHW)
+        if normed_cpu.takes(norm, activation, out):
+            return normed_cpu.normed(norm, out, shortcut, pools)
+        return activation(norm(out))
+
+    def fuses(self, images_NCHW: torch.Tensor) -> bool:
+        """Whether they are one operator for such images, of which the convolution keeps the size."""
+        return normed_cpu.takes(self[1], self[2], images_NCHW)
+
+
 def block(
     inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0, *, kernel: int = 3, stride: int = 1, activation: type[nn.Module] = nn.ReLU
 ) -> nn.Sequential:
@@ -85,7 +102,7 @@ def block(
     # The norm's own bias makes one in the convolution useless.
     convolution = Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     layers = [convolution, norm(norm_kind, outputs), activation(inplace=True)]
-    return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else Block(*layers)
 
 
 def point(inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0) -> nn.Sequential:
@@ -106,6 +123,12 @@ class Residual(nn.Module):
         self.body = nn.Sequential(*body)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        *before, last = self.body
+        if isinstance(last, Block) and last.fuses(images_NCHW):
+            out = images_NCHW
+            for module in before:
+                out = module(out)
+            return last(out, images_NCHW)
         return images_NCHW + self.body(images_NCHW)
 
 

@@ -12,8 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +22,7 @@ HEADER = Path(__file__).with_name("vectors.h")
 # every ARM of 64 bits has the instructions that are needed, and compilers of Apple's did not all know the flag
 OWN = () if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
 FLAGS = (*OWN, "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
-PART = 32  # images that a thread takes at a time, whatever the number of threads: so sums are the same bits
+PART = 32  # images that a thread takes at a time, as in `vectors.h`
 
 
 @cache
@@ -52,6 +50,17 @@ def available(name: str) -> bool:
     return library(name) is not None
 
 
+def exporting() -> bool:
+    """Whether the net is being made a program for any machine, which has no kernels of ours. In torch.compile torch 2.11 says of itself that it exports."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
+def known_to(operator: str, images: Tensor) -> bool:
+    """Whether an operator in C can take the images: in float32 on a processor, where a compiler has made it."""
+    known = images.device.type == "cpu" and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return known and not exporting() and available(operator)
+
+
 def processor() -> str:
     """What a native program depends on: the instructions that this processor has."""
     try:
@@ -77,25 +86,29 @@ def make(compiler: list[str], source: Path, path: Path) -> Path:
     return path
 
 
-@cache
-def threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count)
+def shared(function, maps: list[Tensor], sums: list[Tensor], others: list[Tensor], *numbers: int) -> None:
+    """A function of C that `SHARED` made (`vectors.h`), by all parts of the images, with as many threads as torch has. maps: a row for each image; sums: for each part."""
+    tensors, count = [*maps, *sums, *others], len(maps[0])
+    places = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    by_image = (ctypes.c_long * len(tensors))(*(t.stride(0) for t in maps))
+    by_part = (ctypes.c_long * len(tensors))(*[0] * len(maps), *(t.stride(0) for t in sums))
+    done(function(places, by_image, by_part, len(tensors), (ctypes.c_int * len(numbers))(*numbers), count, torch.get_num_threads()))
 
 
-def shared(count: int, work: Callable[[int, int], int]) -> None:
-    """work(first, end) of all parts of `count` images, by as many threads as torch has."""
-    parts = [(first, min(first + PART, count)) for first in range(0, count, PART)]
-    if not parts:  # a process that has no images of a batch
-        return
-    workers = min(torch.get_num_threads(), len(parts))
-    for failed in map(work, *zip(*parts)) if workers == 1 else threads(workers).map(work, *zip(*parts)):
-        if failed:
-            raise MemoryError("no memory for an operator of a tiny net")
+def done(failed: int) -> None:
+    """Raise `MemoryError` where an operator says that it failed."""
+    if failed:
+        raise MemoryError("no memory for an operator of a net")
 
 
-def place(tensor: Tensor, row: int = 0) -> ctypes.c_void_p:
-    """The address of a row of the first dimension."""
-    return ctypes.c_void_p(tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size())
+def parts(count: int) -> int:
+    """Of so many images."""
+    return -(-count // PART)
+
+
+def place(tensor: Tensor) -> ctypes.c_void_p:
+    """The tensor's address."""
+    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def each_net(operator):

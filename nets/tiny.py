@@ -25,24 +25,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets import gated_cpu, grouped_cpu, native
+from nets import gated_cpu, grouped_cpu
 from nets.layers import ChannelNorm, GlobalMean, norm as norm_of
+from nets.native import exporting, known_to
 
 if torch.cuda.is_available() and find_spec("triton"):
     from nets import gated
 else:
     gated = None  # type: ignore[assignment]
-
-
-def exporting() -> bool:
-    """Whether the net is being made a program for any machine, which has no kernels of ours. In torch.compile torch 2.11 says of itself that it exports."""
-    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-
-
-def known_to(operator: str, images: torch.Tensor) -> bool:
-    """Whether an operator in C can take the images: in float32 on a processor, where a compiler has made it."""
-    known = images.device.type == "cpu" and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return known and not exporting() and native.available(operator)
 
 
 class Look(nn.Module):

@@ -37,6 +37,34 @@ static inline float sum(vec x) {
     return s;
 }
 
+#ifdef __AVX512F__ /* its instruction that guesses 14 bits, and a step of Newton's: a division takes the time of several products */
+static inline vec inverse(vec x) {
+    vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return r * (2.0f - x * r);
+}
+static inline vec between(vec x, float limit) { return (vec)_mm512_max_ps((__m512)all(-limit), _mm512_min_ps((__m512)all(limit), (__m512)x)); }
+static inline vec times_two_to(vec x, vec whole) { return (vec)_mm512_scalef_ps((__m512)x, (__m512)whole); }
+#else
+static inline vec inverse(vec x) { return 1.0f / x; }
+static inline vec times_two_to(vec x, vec whole) { return x * (vec)((__builtin_convertvector(whole, veci) + 127) << 23); }
+#ifdef __AVX2__
+static inline vec between(vec x, float limit) { return (vec)_mm256_max_ps((__m256)all(-limit), _mm256_min_ps((__m256)all(limit), (__m256)x)); }
+#else
+static inline vec between(vec x, float limit) { return (vec)vmaxq_f32((float32x4_t)all(-limit), vminq_f32((float32x4_t)all(limit), (float32x4_t)x)); }
+#endif
+#endif
+
+/* 1 / (1 + exp(-x)): 2 to the nearest whole number times 2 to the rest, by the polynomial of least relative error (8e-8). */
+static inline vec sigmoid(vec x) {
+    x = between(x * -1.44269504f, 126.0f);
+    vec whole = (x + 12582912.0f) - 12582912.0f, r = x - whole;
+    vec p = 1.32764725e-3f * r + 9.67554096e-3f;
+    p = p * r + 5.55071309e-2f;
+    p = p * r + 2.40221202e-1f;
+    p = p * r + 6.93146944e-1f;
+    return inverse(1.0f + times_two_to(p * r + 1.00000012f, whole));
+}
+
 /* Room at the beginning of a cache line, since a vector that lies across two takes two loads; the first of it zeros. */
 static inline float *room(long zeros, long others) {
     float *p = NULL;
@@ -52,3 +80,71 @@ static inline void rows(float *restrict to, long to_pitch, const float *restrict
         for (int x = whole; x < width; x++) to[x] = from[x];
     }
 }
+
+enum { PART = 32 }; /* images that a thread takes at a time, whatever the number of threads: so sums are the same bits */
+
+typedef struct {
+    int (*part)(const void *task, int number, int first, int count); /* other than 0: it failed */
+    const void *task;
+    int count, threads, failed;
+} Parts;
+
+static inline void some_parts(Parts *p, int own, int threads) {
+    for (int k = own, first = own * PART; first < p->count; k += threads, first = k * PART) {
+        int left = p->count - first;
+        if (p->part(p->task, k, first, left < PART ? left : PART)) p->failed = 1;
+    }
+}
+
+/* The task by all parts of so many images; by the threads of the OpenMP that torch has loaded, which its own operations use, too: others would wait for a core while
+   those, for some time after each operation, look out for the next. */
+#ifdef __APPLE__
+#include <dispatch/dispatch.h>
+static void by_number(void *of, size_t own) { some_parts(of, own, ((Parts *)of)->threads); }
+static inline void by_threads(Parts *p) { dispatch_apply_f(p->threads, dispatch_get_global_queue(QOS_CLASS_USER_INITIATED, 0), p, by_number); }
+#else
+extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
+extern int omp_get_thread_num(void) __attribute__((weak)), omp_get_num_threads(void) __attribute__((weak));
+static void by_own_number(void *of) { some_parts(of, omp_get_thread_num(), omp_get_num_threads()); }
+static inline void by_threads(Parts *p) {
+    if (GOMP_parallel && omp_get_thread_num && omp_get_num_threads)
+        GOMP_parallel(by_own_number, p, p->threads, 0);
+    else
+        some_parts(p, 0, 1);
+}
+#endif
+
+static inline int by_parts(int (*part)(const void *, int, int, int), const void *task, int count, int threads) {
+    int most = (count + PART - 1) / PART;
+    Parts p = {part, task, count, threads < most ? threads : most, 0};
+    if (p.threads > 1)
+        by_threads(&p);
+    else
+        some_parts(&p, 0, 1);
+    return p.failed;
+}
+
+/* An operator's work as others call it: addresses of maps, of sums and of what all images share; numbers. */
+typedef int (*Work)(float *const *at, const int *numbers, int count);
+
+typedef struct {
+    Work work;
+    float *const *at;
+    const long *by_image, *by_part; /* floats from one image, or one part, to the next */
+    int many;
+    const int *numbers;
+} Call;
+
+static inline int call_part(const void *task, int number, int first, int count) {
+    const Call *c = task;
+    float *own[c->many];
+    for (int i = 0; i < c->many; i++) own[i] = c->at[i] + first * c->by_image[i] + number * c->by_part[i];
+    return c->work(own, c->numbers, count);
+}
+
+/* `name`, which Python calls (native.py), has the work done by all parts. */
+#define SHARED(name, work)                                                                                                                             \
+    int name(float *const *at, const long *by_image, const long *by_part, int many, const int *numbers, int count, int threads) {                       \
+        Call call = {work, at, by_image, by_part, many, numbers};                                                                                       \
+        return by_parts(call_part, &call, count, threads);                                                                                              \
+    }

@@ -154,7 +154,7 @@ def test_a_compiled_net_has_the_operator_and_an_exported_one_has_not():
     torch.compile(block, backend=kept)(images)
     assert "gated_block_cpu" in "".join(graphs)
     assert "gated_block_cpu" not in str(torch.export.export(block, (images,)).graph)
-    assert not tiny.exporting()
+    assert not native.exporting()
 
 
 def test_several_nets_as_one_program():

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nets import gated_cpu, grouped_cpu, native
+from nets import gated_cpu, grouped_cpu, native, normed_cpu
 
 COMPILER = shlex.split(os.environ.get("CC", "cc"))
-NAMES = (gated_cpu.NAME, grouped_cpu.NAME)
+NAMES = (gated_cpu.NAME, grouped_cpu.NAME, normed_cpu.NAME)
 
 pytestmark = pytest.mark.skipif(not native.available(NAMES[0]), reason="no C compiler here that can make nets/gated_cpu.c")
 
@@ -54,6 +54,16 @@ def test_an_arm_processor_comes_to_the_same_values(tmp_path, name):
     assert len(there) == len(here) > 10
     for (placed, size), (expected, expected_size) in zip(there, here):
         assert abs(placed - expected) < 1e-5 * expected_size and abs(size - expected_size) < 1e-5 * expected_size
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac's threads are the system's")
+def test_threads_are_those_that_torch_has():
+    """Others are there beside them, and wait for the processor."""
+    code = "import os, torch; torch.set_num_threads(3); torch.randn(1000, 1000) @ torch.randn(1000, 1000); before = len(os.listdir('/proc/self/task')); import nets"
+    more = "n = nets.load('tiny10k'); n(torch.randn(256, 3, 32, 32)).sum().backward(); print(before, len(os.listdir('/proc/self/task')), n.stage1[0].nativable(torch.zeros(1, 16, 4, 4)))"
+    done = subprocess.run([sys.executable, "-c", f"{code}; {more}"], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    before, behind, native_block = done.stdout.split()
+    assert int(before) >= 3 and before == behind and native_block == "True"
 
 
 def test_without_a_compiler_torch_does_it():

@@ -1,0 +1,297 @@
+/* Batch norm with what stands behind it (SiLU, a 2x2 max-pool or a shortcut) on a processor (normed_cpu.py): its passes forward and back.
+
+   Maps lie with their channels last. A pass takes a few vectors of channels at a time, whose sums and factors stay in registers, down all pixels of some images. */
+
+#include "vectors.h"
+
+#include <math.h>
+
+enum { RUN = 64 }; /* pixels that a sum takes before it is added to a longer one: so it rounds less */
+
+typedef unsigned char places __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+typedef struct {
+    long pixels; /* of all images */
+    int count, height, width, channels;
+} Shape;
+
+static inline vec either(veci mask, vec a, vec b) { return (vec)(((veci)a & mask) | ((veci)b & ~mask)); }
+static inline veci chosen_of(const unsigned char *place) { return __builtin_convertvector(*(const places *)place, veci); }
+static inline vec silu(vec z) { return z * sigmoid(z); }
+static inline vec slope(vec z) {
+    vec share = sigmoid(z);
+    return share * (1.0f + z * (1.0f - share));
+}
+
+/* The value of a window's pixel that was the largest; `line` from a pixel to the one below. */
+static inline vec picked(const float *corner, veci place, long channels, long line) {
+    vec low = either(place == 0, at(corner), at(corner + channels)), high = either(place == 2, at(corner + line), at(corner + line + channels));
+    return either(place < 2, low, high);
+}
+
+#define EACH(v) for (int v = 0; v < wide; v++)
+#define ALWAYS static inline __attribute__((always_inline)) void
+/* Of channels as many vectors at a time as there are, up to four. */
+#define BY_CHANNELS(pass, ...)                                    \
+    for (long c = 0; c < s.channels;)                             \
+        if (s.channels - c >= 4 * LANES) {                        \
+            pass(__VA_ARGS__, s, c, 4);                           \
+            c += 4 * LANES;                                       \
+        } else if (s.channels - c >= 2 * LANES) {                 \
+            pass(__VA_ARGS__, s, c, 2);                           \
+            c += 2 * LANES;                                       \
+        } else {                                                  \
+            pass(__VA_ARGS__, s, c, 1);                           \
+            c += LANES;                                           \
+        }
+
+ALWAYS sums_of(const float *images, const float *pivot, float *sums, Shape s, long c, int wide) {
+    vec first[4] = {}, second[4] = {}, from[4];
+    EACH(v) from[v] = at(pivot + c + v * LANES);
+    const float *x = images + c;
+    for (long i = 0; i < s.pixels; i += RUN) {
+        vec some[4] = {}, squares[4] = {};
+        for (long k = i; k < i + RUN && k < s.pixels; k++, x += s.channels)
+            EACH(v) {
+                vec d = at(x + v * LANES) - from[v];
+                some[v] += d, squares[v] += d * d;
+            }
+        EACH(v) first[v] += some[v], second[v] += squares[v];
+    }
+    EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
+}
+
+ALWAYS forward(const float *images, const float *scale, const float *start, const float *shortcut, float *out, Shape s, long c, int wide) {
+    vec by[4], more[4];
+    EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES);
+    for (long i = 0; i < s.pixels; i++) {
+        long p = i * s.channels + c;
+        EACH(v) {
+            vec y = silu(at(images + p + v * LANES) * by[v] + more[v]);
+            if (shortcut) y += at(shortcut + p + v * LANES);
+            put(out + p + v * LANES, y);
+        }
+    }
+}
+
+ALWAYS pooled(const float *images, const float *scale, const float *start, unsigned char *place, float *out, Shape s, long c, int wide) {
+    vec by[4], more[4];
+    EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES);
+    long line = (long)s.width * s.channels, w = s.width / 2, q = c;
+    for (long row = 0; row < (long)s.count * (s.height / 2); row++) {
+        const float *corner = images + (row / (s.height / 2) * s.height + row % (s.height / 2) * 2) * line + c;
+        for (long x = 0; x < w; x++, corner += 2 * s.channels, q += s.channels)
+            EACH(v) {
+                const float *from = corner + v * LANES;
+                vec best = silu(at(from) * by[v] + more[v]);
+                veci chosen = {};
+                for (int k = 1; k < 4; k++) {
+                    vec y = silu(at(from + k % 2 * s.channels + k / 2 * line) * by[v] + more[v]);
+                    veci better = (y > best) | (y != y); /* as torch's: the first of equal ones, and no number where there is one */
+                    best = either(better, y, best), chosen = (better & k) | (chosen & ~better);
+                }
+                put(out + q + v * LANES, best);
+                if (place) *(places *)(place + q + v * LANES) = __builtin_convertvector(chosen, places);
+            }
+    }
+}
+
+/* sums of the gradients behind the norm, and of their products with what is above the mean */
+ALWAYS back_sums(const float *images, const float *gradient, const float *scale, const float *start, const float *mean, float *sums, Shape s, long c, int wide) {
+    vec first[4] = {}, second[4] = {}, by[4], more[4], from[4];
+    EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), from[v] = at(mean + c + v * LANES);
+    for (long i = 0; i < s.pixels; i++) {
+        long p = i * s.channels + c;
+        EACH(v) {
+            vec x = at(images + p + v * LANES), behind = at(gradient + p + v * LANES) * slope(x * by[v] + more[v]);
+            first[v] += behind, second[v] += behind * (x - from[v]);
+        }
+    }
+    EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
+}
+
+ALWAYS pooled_back_sums(const float *images, const float *gradient, const unsigned char *place, const float *scale, const float *start, const float *mean, float *sums,
+                        Shape s, long c, int wide) {
+    vec first[4] = {}, second[4] = {}, by[4], more[4], from[4];
+    EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), from[v] = at(mean + c + v * LANES);
+    long line = (long)s.width * s.channels, w = s.width / 2, q = c;
+    for (long row = 0; row < (long)s.count * (s.height / 2); row++) {
+        const float *corner = images + (row / (s.height / 2) * s.height + row % (s.height / 2) * 2) * line + c;
+        for (long x = 0; x < w; x++, corner += 2 * s.channels, q += s.channels)
+            EACH(v) {
+                vec value = picked(corner + v * LANES, chosen_of(place + q + v * LANES), s.channels, line);
+                vec behind = at(gradient + q + v * LANES) * slope(value * by[v] + more[v]);
+                first[v] += behind, second[v] += behind * (value - from[v]);
+            }
+    }
+    EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
+}
+
+/* out = scale * the gradient behind the norm - (images * along + off) */
+ALWAYS back(const float *images, const float *gradient, const float *scale, const float *start, const float *along, const float *off, float *out, Shape s, long c, int wide) {
+    vec by[4], more[4], less[4], least[4];
+    EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), less[v] = at(along + c + v * LANES), least[v] = at(off + c + v * LANES);
+    for (long i = 0; i < s.pixels; i++) {
+        long p = i * s.channels + c;
+        EACH(v) {
+            vec x = at(images + p + v * LANES), behind = at(gradient + p + v * LANES) * slope(x * by[v] + more[v]);
+            put(out + p + v * LANES, by[v] * behind - (x * less[v] + least[v]));
+        }
+    }
+}
+
+ALWAYS pooled_back(const float *images, const float *gradient, const unsigned char *place, const float *scale, const float *start, const float *along, const float *off,
+                   float *out, Shape s, long c, int wide) {
+    vec by[4], more[4], less[4], least[4];
+    EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), less[v] = at(along + c + v * LANES), least[v] = at(off + c + v * LANES);
+    long line = (long)s.width * s.channels, h = s.height / 2, w = s.width / 2;
+    for (long row = 0; row < (long)s.count * s.height; row += row % s.height + 1 < s.height ? 2 : 1) {
+        long y = row % s.height / 2, begin = row * line + c, q = (row / s.height * h + y) * w * s.channels + c;
+        for (long x = 0; x < s.width; x += 2, q += s.channels) {
+            long corner = begin + x * s.channels;
+            int below = row % s.height + 1 < s.height, beside = x + 1 < s.width; /* an odd side's last line is in no window */
+            EACH(v) {
+                const float *from = images + corner + v * LANES;
+                veci chosen = (veci){} - 1;
+                vec behind = {};
+                if (below && beside) {
+                    chosen = chosen_of(place + q + v * LANES);
+                    vec value = picked(from, chosen, s.channels, line);
+                    behind = by[v] * at(gradient + q + v * LANES) * slope(value * by[v] + more[v]);
+                }
+                for (int k = 0; k < 4; k++) {
+                    if ((k % 2 && !beside) || (k / 2 && !below)) continue;
+                    long aside = k % 2 * s.channels + k / 2 * line;
+                    put(out + corner + v * LANES + aside, either(chosen == k, behind, (vec){}) - (at(from + aside) * less[v] + least[v]));
+                }
+            }
+        }
+    }
+}
+
+/* What a pass is given. Sums are [parts][2][channels]. */
+typedef struct {
+    const float *images, *gradient, *pivot, *scale, *start, *shortcut, *along, *off;
+    unsigned char *place;
+    float *sums, *out;
+    int pools, channels, height, width;
+} Task;
+
+/* The same for some images of it. */
+static Task of_part(const Task *t, int number, int first) {
+    Task own = *t;
+    long inner = (long)first * t->height * t->width * t->channels, outer = t->pools ? (long)first * (t->height / 2) * (t->width / 2) * t->channels : inner;
+    own.images += inner, own.sums += 2 * (long)number * t->channels;
+    if (t->shortcut) own.shortcut += inner;
+    if (t->gradient) own.gradient += outer;
+    if (t->place) own.place += outer;
+    if (t->out) own.out += t->gradient ? inner : outer;
+    return own;
+}
+
+static Shape shape_of(const Task *t, int count) { return (Shape){(long)count * t->height * t->width, count, t->height, t->width, t->channels}; }
+
+static int sums_part(const void *task, int number, int first, int count) {
+    Task t = of_part(task, number, first);
+    Shape s = shape_of(&t, count);
+    BY_CHANNELS(sums_of, t.images, t.pivot, t.sums)
+    return 0;
+}
+
+static int forward_part(const void *task, int number, int first, int count) {
+    Task t = of_part(task, number, first);
+    Shape s = shape_of(&t, count);
+    if (t.pools) {
+        BY_CHANNELS(pooled, t.images, t.scale, t.start, t.place, t.out)
+    } else {
+        BY_CHANNELS(forward, t.images, t.scale, t.start, t.shortcut, t.out)
+    }
+    return 0;
+}
+
+static int back_sums_part(const void *task, int number, int first, int count) {
+    Task t = of_part(task, number, first);
+    Shape s = shape_of(&t, count);
+    if (t.pools) {
+        BY_CHANNELS(pooled_back_sums, t.images, t.gradient, t.place, t.scale, t.start, t.pivot, t.sums)
+    } else {
+        BY_CHANNELS(back_sums, t.images, t.gradient, t.scale, t.start, t.pivot, t.sums)
+    }
+    return 0;
+}
+
+static int back_part(const void *task, int number, int first, int count) {
+    Task t = of_part(task, number, first);
+    Shape s = shape_of(&t, count);
+    if (t.pools) {
+        BY_CHANNELS(pooled_back, t.images, t.gradient, t.place, t.scale, t.start, t.along, t.off, t.out)
+    } else {
+        BY_CHANNELS(back, t.images, t.gradient, t.scale, t.start, t.along, t.off, t.out)
+    }
+    return 0;
+}
+
+/* scale and start of `count` channels: images * scale + start is what SiLU is given. */
+static void factors(const float *gain, const float *bias, const float *mean, const float *variance, float eps, float *scale, float *start, int count) {
+    for (int c = 0; c < count; c++) scale[c] = gain[c] / sqrtf(variance[c] + eps), start[c] = bias[c] - mean[c] * scale[c];
+}
+
+/* The sums of all parts, in those of the first. */
+static void add_parts(float *sums, int channels, int count) {
+    for (long k = 1; k < (count + PART - 1) / PART; k++)
+        for (long c = 0; c < 2 * channels; c++) sums[c] += sums[k * 2 * channels + c];
+}
+
+/* images                [count][height][width][channels], channels a multiple of sixteen
+   shortcut              as the images, added behind SiLU; or NULL
+   place                 [count][height / 2][width / 2][channels]: which of a window's four pixels was the largest, row by row; or NULL
+   out                   as the images, or where it `pools` as `place`
+   stats                 [2][channels]: mean and variance (over all pixels, not one less), where it `learns` those of the images, else what is given */
+int norm_forward(const float *images, const float *gain, const float *bias, const float *shortcut, unsigned char *place, float *out, float *stats, float eps, int learns,
+                 int pools, int count, int channels, int height, int width, int threads) {
+    long parts = (count + PART - 1) / PART;
+    float *work = room(0, (3 + 2 * parts) * channels);
+    if (!work) return 1;
+    float *pivot = work, *scale = pivot + channels, *start = scale + channels, *mean = stats, *variance = stats + channels, pixels = (float)((long)count * height * width);
+    Task t = {.images = images, .pivot = pivot, .scale = scale, .start = start, .shortcut = shortcut, .place = place, .sums = start + channels};
+    t.pools = pools, t.channels = channels, t.height = height, t.width = width;
+    if (learns) {
+        memcpy(pivot, images, channels * sizeof(float)); /* a pixel: squares of what is far from zero would lose the variance */
+        by_parts(sums_part, &t, count, threads);
+        add_parts(t.sums, channels, count);
+        for (int c = 0; c < channels; c++) {
+            float away = t.sums[c] / pixels, spread = t.sums[channels + c] / pixels - away * away;
+            mean[c] = pivot[c] + away, variance[c] = spread < 0 ? 0 : spread;
+        }
+    }
+    factors(gain, bias, mean, variance, eps, scale, start, channels);
+    t.out = out;
+    by_parts(forward_part, &t, count, threads);
+    free(work);
+    return 0;
+}
+
+/* gradient              of `out`; place NULL where nothing was pooled
+   out                   the gradient of the images
+   of_gain, of_bias      [channels] */
+int norm_backward(const float *images, const float *gradient, unsigned char *place, const float *gain, const float *bias, const float *stats, float *out, float *of_gain,
+                  float *of_bias, float eps, int count, int channels, int height, int width, int threads) {
+    long parts = (count + PART - 1) / PART;
+    float *work = room(0, (4 + 2 * parts) * channels);
+    if (!work) return 1;
+    float *scale = work, *start = scale + channels, *along = start + channels, *off = along + channels, pixels = (float)((long)count * height * width);
+    Task t = {.images = images, .gradient = gradient, .pivot = stats, .scale = scale, .start = start, .along = along, .off = off, .place = place, .sums = off + channels};
+    t.pools = place != NULL, t.channels = channels, t.height = height, t.width = width;
+    factors(gain, bias, stats, stats + channels, eps, scale, start, channels);
+    by_parts(back_sums_part, &t, count, threads);
+    add_parts(t.sums, channels, count);
+    for (int c = 0; c < channels; c++) { /* scale * (behind - mean of behind - normalised * mean of behind * normalised), with what is the same for all pixels put together */
+        float root = 1 / sqrtf(stats[channels + c] + eps);
+        of_bias[c] = t.sums[c], of_gain[c] = t.sums[channels + c] * root;
+        along[c] = scale[c] * root * of_gain[c] / pixels, off[c] = scale[c] * of_bias[c] / pixels - stats[c] * along[c];
+    }
+    t.out = out;
+    by_parts(back_part, &t, count, threads);
+    free(work);
+    return 0;
+}
