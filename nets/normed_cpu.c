@@ -9,6 +9,8 @@
 enum { RUN = 64 }; /* pixels that a sum takes before it is added to a longer one: so it rounds less */
 
 typedef unsigned char places __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef unsigned short halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef unsigned int vecu __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     long pixels; /* of all images */
@@ -23,37 +25,66 @@ static inline vec slope(vec z) {
     return share * (1.0f + z * (1.0f - share));
 }
 
+/* bf16 is the upper half of a float, rounded to the nearest, of two to the even one. */
+static inline halves rounded(vec x) {
+#ifdef __AVX512BF16__
+    return (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    vecu bits = (vecu)x, whole = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, none = (vecu)(x != x);
+    return __builtin_convertvector((whole & ~none) | (0x7fc0 & none), halves);
+#endif
+}
+
+/* Values of a map, of float or, where it is half, bf16. */
+static inline __attribute__((always_inline)) vec get(const void *map, long i, int half) {
+    if (!half) return at((const float *)map + i);
+    return (vec)(__builtin_convertvector(*(const halves *)((const unsigned short *)map + i), vecu) << 16);
+}
+static inline __attribute__((always_inline)) void set(void *map, long i, vec x, int half) {
+    if (half)
+        *(halves *)((unsigned short *)map + i) = rounded(x);
+    else
+        put((float *)map + i, x);
+}
+
 /* The value of a window's pixel that was the largest; `line` from a pixel to the one below. */
-static inline vec picked(const float *corner, veci place, long channels, long line) {
-    vec low = either(place == 0, at(corner), at(corner + channels)), high = either(place == 2, at(corner + line), at(corner + line + channels));
+static inline __attribute__((always_inline)) vec picked(const void *images, long corner, veci place, long channels, long line, int half) {
+    vec low = either(place == 0, get(images, corner, half), get(images, corner + channels, half));
+    vec high = either(place == 2, get(images, corner + line, half), get(images, corner + line + channels, half));
     return either(place < 2, low, high);
 }
 
 #define EACH(v) for (int v = 0; v < wide; v++)
 #define ALWAYS static inline __attribute__((always_inline)) void
 /* Of channels as many vectors at a time as there are, up to four. */
-#define BY_CHANNELS(pass, ...)                                    \
+#define BY_WIDTH(half, pass, ...)                                 \
     for (long c = 0; c < s.channels;)                             \
         if (s.channels - c >= 4 * LANES) {                        \
-            pass(__VA_ARGS__, s, c, 4);                           \
+            pass(__VA_ARGS__, s, c, 4, half);                     \
             c += 4 * LANES;                                       \
         } else if (s.channels - c >= 2 * LANES) {                 \
-            pass(__VA_ARGS__, s, c, 2);                           \
+            pass(__VA_ARGS__, s, c, 2, half);                     \
             c += 2 * LANES;                                       \
         } else {                                                  \
-            pass(__VA_ARGS__, s, c, 1);                           \
+            pass(__VA_ARGS__, s, c, 1, half);                     \
             c += LANES;                                           \
         }
+#define BY_CHANNELS(...)                                          \
+    if (t.half) {                                                 \
+        BY_WIDTH(1, __VA_ARGS__)                                  \
+    } else {                                                      \
+        BY_WIDTH(0, __VA_ARGS__)                                  \
+    }
 
-ALWAYS sums_of(const float *images, const float *pivot, float *sums, Shape s, long c, int wide) {
+ALWAYS sums_of(const void *images, const float *pivot, float *sums, Shape s, long c, int wide, int half) {
     vec first[4] = {}, second[4] = {}, from[4];
     EACH(v) from[v] = at(pivot + c + v * LANES);
-    const float *x = images + c;
+    long p = c;
     for (long i = 0; i < s.pixels; i += RUN) {
         vec some[4] = {}, squares[4] = {};
-        for (long k = i; k < i + RUN && k < s.pixels; k++, x += s.channels)
+        for (long k = i; k < i + RUN && k < s.pixels; k++, p += s.channels)
             EACH(v) {
-                vec d = at(x + v * LANES) - from[v];
+                vec d = get(images, p + v * LANES, half) - from[v];
                 some[v] += d, squares[v] += d * d;
             }
         EACH(v) first[v] += some[v], second[v] += squares[v];
@@ -61,108 +92,100 @@ ALWAYS sums_of(const float *images, const float *pivot, float *sums, Shape s, lo
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
 }
 
-ALWAYS forward(const float *images, const float *scale, const float *start, const float *shortcut, float *out, Shape s, long c, int wide) {
+ALWAYS forward(const void *images, const float *scale, const float *start, const void *shortcut, void *out, Shape s, long c, int wide, int half) {
     vec by[4], more[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES);
-    for (long i = 0; i < s.pixels; i++) {
-        long p = i * s.channels + c;
+    for (long i = 0; i < s.pixels; i++)
         EACH(v) {
-            vec y = silu(at(images + p + v * LANES) * by[v] + more[v]);
-            if (shortcut) y += at(shortcut + p + v * LANES);
-            put(out + p + v * LANES, y);
+            long p = i * s.channels + c + v * LANES;
+            vec y = silu(get(images, p, half) * by[v] + more[v]);
+            if (shortcut) y += get(shortcut, p, half);
+            set(out, p, y, half);
         }
-    }
 }
 
-ALWAYS pooled(const float *images, const float *scale, const float *start, unsigned char *place, float *out, Shape s, long c, int wide) {
+ALWAYS pooled(const void *images, const float *scale, const float *start, unsigned char *place, void *out, Shape s, long c, int wide, int half) {
     vec by[4], more[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES);
-    long line = (long)s.width * s.channels, w = s.width / 2, q = c;
-    for (long row = 0; row < (long)s.count * (s.height / 2); row++) {
-        const float *corner = images + (row / (s.height / 2) * s.height + row % (s.height / 2) * 2) * line + c;
-        for (long x = 0; x < w; x++, corner += 2 * s.channels, q += s.channels)
+    long line = (long)s.width * s.channels, h = s.height / 2, w = s.width / 2, q = c;
+    for (long row = 0; row < s.count * h; row++)
+        for (long x = 0, corner = (row / h * s.height + row % h * 2) * line + c; x < w; x++, corner += 2 * s.channels, q += s.channels)
             EACH(v) {
-                const float *from = corner + v * LANES;
-                vec best = silu(at(from) * by[v] + more[v]);
+                long p = corner + v * LANES;
+                vec best = silu(get(images, p, half) * by[v] + more[v]);
                 veci chosen = {};
                 for (int k = 1; k < 4; k++) {
-                    vec y = silu(at(from + k % 2 * s.channels + k / 2 * line) * by[v] + more[v]);
+                    vec y = silu(get(images, p + k % 2 * s.channels + k / 2 * line, half) * by[v] + more[v]);
                     veci better = (y > best) | (y != y); /* as torch's: the first of equal ones, and no number where there is one */
                     best = either(better, y, best), chosen = (better & k) | (chosen & ~better);
                 }
-                put(out + q + v * LANES, best);
+                set(out, q + v * LANES, best, half);
                 if (place) *(places *)(place + q + v * LANES) = __builtin_convertvector(chosen, places);
             }
-    }
 }
 
 /* sums of the gradients behind the norm, and of their products with what is above the mean */
-ALWAYS back_sums(const float *images, const float *gradient, const float *scale, const float *start, const float *mean, float *sums, Shape s, long c, int wide) {
+ALWAYS back_sums(const void *images, const void *gradient, const float *scale, const float *start, const float *mean, float *sums, Shape s, long c, int wide, int half) {
     vec first[4] = {}, second[4] = {}, by[4], more[4], from[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), from[v] = at(mean + c + v * LANES);
-    for (long i = 0; i < s.pixels; i++) {
-        long p = i * s.channels + c;
+    for (long i = 0; i < s.pixels; i++)
         EACH(v) {
-            vec x = at(images + p + v * LANES), behind = at(gradient + p + v * LANES) * slope(x * by[v] + more[v]);
+            long p = i * s.channels + c + v * LANES;
+            vec x = get(images, p, half), behind = get(gradient, p, half) * slope(x * by[v] + more[v]);
             first[v] += behind, second[v] += behind * (x - from[v]);
         }
-    }
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
 }
 
-ALWAYS pooled_back_sums(const float *images, const float *gradient, const unsigned char *place, const float *scale, const float *start, const float *mean, float *sums,
-                        Shape s, long c, int wide) {
+ALWAYS pooled_back_sums(const void *images, const void *gradient, const unsigned char *place, const float *scale, const float *start, const float *mean, float *sums, Shape s,
+                        long c, int wide, int half) {
     vec first[4] = {}, second[4] = {}, by[4], more[4], from[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), from[v] = at(mean + c + v * LANES);
-    long line = (long)s.width * s.channels, w = s.width / 2, q = c;
-    for (long row = 0; row < (long)s.count * (s.height / 2); row++) {
-        const float *corner = images + (row / (s.height / 2) * s.height + row % (s.height / 2) * 2) * line + c;
-        for (long x = 0; x < w; x++, corner += 2 * s.channels, q += s.channels)
+    long line = (long)s.width * s.channels, h = s.height / 2, w = s.width / 2, q = c;
+    for (long row = 0; row < s.count * h; row++)
+        for (long x = 0, corner = (row / h * s.height + row % h * 2) * line + c; x < w; x++, corner += 2 * s.channels, q += s.channels)
             EACH(v) {
-                vec value = picked(corner + v * LANES, chosen_of(place + q + v * LANES), s.channels, line);
-                vec behind = at(gradient + q + v * LANES) * slope(value * by[v] + more[v]);
+                vec value = picked(images, corner + v * LANES, chosen_of(place + q + v * LANES), s.channels, line, half);
+                vec behind = get(gradient, q + v * LANES, half) * slope(value * by[v] + more[v]);
                 first[v] += behind, second[v] += behind * (value - from[v]);
             }
-    }
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
 }
 
 /* out = scale * the gradient behind the norm - (images * along + off) */
-ALWAYS back(const float *images, const float *gradient, const float *scale, const float *start, const float *along, const float *off, float *out, Shape s, long c, int wide) {
+ALWAYS back(const void *images, const void *gradient, const float *scale, const float *start, const float *along, const float *off, void *out, Shape s, long c, int wide,
+            int half) {
     vec by[4], more[4], less[4], least[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), less[v] = at(along + c + v * LANES), least[v] = at(off + c + v * LANES);
-    for (long i = 0; i < s.pixels; i++) {
-        long p = i * s.channels + c;
+    for (long i = 0; i < s.pixels; i++)
         EACH(v) {
-            vec x = at(images + p + v * LANES), behind = at(gradient + p + v * LANES) * slope(x * by[v] + more[v]);
-            put(out + p + v * LANES, by[v] * behind - (x * less[v] + least[v]));
+            long p = i * s.channels + c + v * LANES;
+            vec x = get(images, p, half), behind = get(gradient, p, half) * slope(x * by[v] + more[v]);
+            set(out, p, by[v] * behind - (x * less[v] + least[v]), half);
         }
-    }
 }
 
-ALWAYS pooled_back(const float *images, const float *gradient, const unsigned char *place, const float *scale, const float *start, const float *along, const float *off,
-                   float *out, Shape s, long c, int wide) {
+ALWAYS pooled_back(const void *images, const void *gradient, const unsigned char *place, const float *scale, const float *start, const float *along, const float *off, void *out,
+                   Shape s, long c, int wide, int half) {
     vec by[4], more[4], less[4], least[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), less[v] = at(along + c + v * LANES), least[v] = at(off + c + v * LANES);
     long line = (long)s.width * s.channels, h = s.height / 2, w = s.width / 2;
     for (long row = 0; row < (long)s.count * s.height; row += row % s.height + 1 < s.height ? 2 : 1) {
-        long y = row % s.height / 2, begin = row * line + c, q = (row / s.height * h + y) * w * s.channels + c;
-        for (long x = 0; x < s.width; x += 2, q += s.channels) {
-            long corner = begin + x * s.channels;
+        long y = row % s.height / 2, corner = row * line + c, q = (row / s.height * h + y) * w * s.channels + c;
+        for (long x = 0; x < s.width; x += 2, corner += 2 * s.channels, q += s.channels) {
             int below = row % s.height + 1 < s.height, beside = x + 1 < s.width; /* an odd side's last line is in no window */
             EACH(v) {
-                const float *from = images + corner + v * LANES;
                 veci chosen = (veci){} - 1;
                 vec behind = {};
                 if (below && beside) {
                     chosen = chosen_of(place + q + v * LANES);
-                    vec value = picked(from, chosen, s.channels, line);
-                    behind = by[v] * at(gradient + q + v * LANES) * slope(value * by[v] + more[v]);
+                    vec value = picked(images, corner + v * LANES, chosen, s.channels, line, half);
+                    behind = by[v] * get(gradient, q + v * LANES, half) * slope(value * by[v] + more[v]);
                 }
                 for (int k = 0; k < 4; k++) {
                     if ((k % 2 && !beside) || (k / 2 && !below)) continue;
-                    long aside = k % 2 * s.channels + k / 2 * line;
-                    put(out + corner + v * LANES + aside, either(chosen == k, behind, (vec){}) - (at(from + aside) * less[v] + least[v]));
+                    long p = corner + v * LANES + k % 2 * s.channels + k / 2 * line;
+                    set(out, p, either(chosen == k, behind, (vec){}) - (get(images, p, half) * less[v] + least[v]), half);
                 }
             }
         }
@@ -171,21 +194,24 @@ ALWAYS pooled_back(const float *images, const float *gradient, const unsigned ch
 
 /* What a pass is given. Sums are [parts][2][channels]. */
 typedef struct {
-    const float *images, *gradient, *pivot, *scale, *start, *shortcut, *along, *off;
+    const void *images, *gradient, *shortcut;
+    const float *pivot, *scale, *start, *along, *off;
     unsigned char *place;
-    float *sums, *out;
-    int pools, channels, height, width;
+    float *sums;
+    void *out;
+    int half, pools, channels, height, width;
 } Task;
 
 /* The same for some images of it. */
 static Task of_part(const Task *t, int number, int first) {
     Task own = *t;
     long inner = (long)first * t->height * t->width * t->channels, outer = t->pools ? (long)first * (t->height / 2) * (t->width / 2) * t->channels : inner;
-    own.images += inner, own.sums += 2 * (long)number * t->channels;
-    if (t->shortcut) own.shortcut += inner;
-    if (t->gradient) own.gradient += outer;
+    long size = t->half ? sizeof(short) : sizeof(float);
+    own.images = (const char *)t->images + inner * size, own.sums += 2 * (long)number * t->channels;
+    if (t->shortcut) own.shortcut = (const char *)t->shortcut + inner * size;
+    if (t->gradient) own.gradient = (const char *)t->gradient + outer * size;
     if (t->place) own.place += outer;
-    if (t->out) own.out += t->gradient ? inner : outer;
+    if (t->out) own.out = (char *)t->out + (t->gradient ? inner : outer) * size;
     return own;
 }
 
@@ -242,21 +268,21 @@ static void add_parts(float *sums, int channels, int count) {
         for (long c = 0; c < 2 * channels; c++) sums[c] += sums[k * 2 * channels + c];
 }
 
-/* images                [count][height][width][channels], channels a multiple of sixteen
+/* images                [count][height][width][channels], channels a multiple of sixteen; as all maps of float, or where they are half, bf16
    shortcut              as the images, added behind SiLU; or NULL
    place                 [count][height / 2][width / 2][channels]: which of a window's four pixels was the largest, row by row; or NULL
    out                   as the images, or where it `pools` as `place`
    stats                 [2][channels]: mean and variance (over all pixels, not one less), where it `learns` those of the images, else what is given */
-int norm_forward(const float *images, const float *gain, const float *bias, const float *shortcut, unsigned char *place, float *out, float *stats, float eps, int learns,
-                 int pools, int count, int channels, int height, int width, int threads) {
+int norm_forward(const void *images, const float *gain, const float *bias, const void *shortcut, unsigned char *place, void *out, float *stats, float eps, int learns, int pools,
+                 int half, int count, int channels, int height, int width, int threads) {
     long parts = (count + PART - 1) / PART;
     float *work = room(0, (3 + 2 * parts) * channels);
     if (!work) return 1;
     float *pivot = work, *scale = pivot + channels, *start = scale + channels, *mean = stats, *variance = stats + channels, pixels = (float)((long)count * height * width);
     Task t = {.images = images, .pivot = pivot, .scale = scale, .start = start, .shortcut = shortcut, .place = place, .sums = start + channels};
-    t.pools = pools, t.channels = channels, t.height = height, t.width = width;
+    t.half = half, t.pools = pools, t.channels = channels, t.height = height, t.width = width;
     if (learns) {
-        memcpy(pivot, images, channels * sizeof(float)); /* a pixel: squares of what is far from zero would lose the variance */
+        for (int c = 0; c < channels; c += LANES) put(pivot + c, get(images, c, half)); /* a pixel: squares of what is far from zero would lose the variance */
         by_parts(sums_part, &t, count, threads);
         add_parts(t.sums, channels, count);
         for (int c = 0; c < channels; c++) {
@@ -274,14 +300,14 @@ int norm_forward(const float *images, const float *gain, const float *bias, cons
 /* gradient              of `out`; place NULL where nothing was pooled
    out                   the gradient of the images
    of_gain, of_bias      [channels] */
-int norm_backward(const float *images, const float *gradient, unsigned char *place, const float *gain, const float *bias, const float *stats, float *out, float *of_gain,
-                  float *of_bias, float eps, int count, int channels, int height, int width, int threads) {
+int norm_backward(const void *images, const void *gradient, unsigned char *place, const float *gain, const float *bias, const float *stats, void *out, float *of_gain,
+                  float *of_bias, float eps, int half, int count, int channels, int height, int width, int threads) {
     long parts = (count + PART - 1) / PART;
     float *work = room(0, (4 + 2 * parts) * channels);
     if (!work) return 1;
     float *scale = work, *start = scale + channels, *along = start + channels, *off = along + channels, pixels = (float)((long)count * height * width);
     Task t = {.images = images, .gradient = gradient, .pivot = stats, .scale = scale, .start = start, .along = along, .off = off, .place = place, .sums = off + channels};
-    t.pools = place != NULL, t.channels = channels, t.height = height, t.width = width;
+    t.half = half, t.pools = place != NULL, t.channels = channels, t.height = height, t.width = width;
     factors(gain, bias, stats, stats + channels, eps, scale, start, channels);
     by_parts(back_sums_part, &t, count, threads);
     add_parts(t.sums, channels, count);

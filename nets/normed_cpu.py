@@ -3,7 +3,7 @@
 By torch's own operations they took a third of a step of `quick`: each of them reads and writes the map, forward and back. Here the map is read twice on the way
 forward, for its statistics and to make what comes out of it, and twice on the way back (`benchmarks/LOG.md`).
 
-Shapes: images_NCHW float32 in channels_last memory order, as all maps; C a multiple of sixteen; gain_C, bias_C; stats float32[2,C], mean and variance (over all rows,
+Shapes: images_NCHW float32, or bfloat16, in channels_last memory order, as all maps; C a multiple of sixteen; gain_C, bias_C; stats float32[2,C], mean and variance (over all rows,
 not one less); place_NChw uint8, of h = H // 2 and w = W // 2: which of a window's four pixels was the largest, row by row.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.native import done, each_net, known_to, library, place as address
+from nets.native import available, done, each_net, exporting, known_to, library, place as address
 
 NAME = "normed_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -21,12 +21,19 @@ LEAST = 16  # channels that a vector of 512 bits holds
 
 def takes(norm: nn.Module, activation: nn.Module, images_NCHW: Tensor) -> bool:
     """Whether the operator can do a norm and an activation behind a map like the images: plain batch norm, in training of more than one value or in a plain test
-    pass, and SiLU."""
-    if type(norm) is not nn.BatchNorm2d or type(activation) is not nn.SiLU or norm.num_features % LEAST or not known_to(NAME, images_NCHW):
+    pass, and SiLU; in float32, or in bfloat16 as autocast has it."""
+    known = type(norm) is nn.BatchNorm2d and type(activation) is nn.SiLU and norm.num_features % LEAST == 0
+    if not known or not (known_to(NAME, images_NCHW) or cast(images_NCHW)):
         return False
     if norm.training:
-        return norm.affine and norm.track_running_stats and norm.momentum is not None and images_NCHW[:, 0].numel() > 1
+        return bool(norm.affine and norm.track_running_stats) and norm.momentum is not None and images_NCHW[:, 0].numel() > 1
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
+def cast(images_NCHW: Tensor) -> bool:
+    """Whether autocast made them."""
+    half = images_NCHW.device.type == "cpu" and images_NCHW.dtype == torch.bfloat16
+    return half and torch.is_autocast_enabled("cpu") and not exporting() and available(NAME)
 
 
 def normed(norm: Any, images_NCHW: Tensor, shortcut: Tensor | None = None, pools: bool = False) -> Tensor:
@@ -45,9 +52,9 @@ def normed(norm: Any, images_NCHW: Tensor, shortcut: Tensor | None = None, pools
 def made_of(images_NCHW, gain, bias, shortcut, stats, eps: float, pools: bool, learns: bool) -> tuple[Tensor, Tensor]:
     """(what comes out, place where it learns and pools); with the statistics that are given, or where it `learns` with the images' own, put there."""
     images, place = ordered(images_NCHW), like(images_NCHW, True, torch.uint8) if learns and pools else images_NCHW.new_empty(0, dtype=torch.uint8)
-    beside, out = None if shortcut is None else ordered(shortcut), like(images, pools)
+    beside, out = None if shortcut is None else ordered(shortcut).to(images.dtype), like(images, pools)
     maps = address(images), address(gain), address(bias), None if beside is None else address(beside), address(place) if len(place) else None, address(out)
-    done(library(NAME).norm_forward(*maps, address(stats), ctypes.c_float(eps), learns, pools, *images.shape, torch.get_num_threads()))
+    done(library(NAME).norm_forward(*maps, address(stats), ctypes.c_float(eps), learns, pools, images.itemsize == 2, *images.shape, torch.get_num_threads()))
     return out, place
 
 
@@ -55,17 +62,17 @@ def ordered(map_NCHW: Tensor) -> Tensor:
     return map_NCHW.contiguous(memory_format=torch.channels_last)
 
 
-def like(images: Tensor, pools: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+def like(images: Tensor, pools: bool, dtype: torch.dtype | None = None) -> Tensor:
     """An empty map of what comes out."""
     count, channels, height, width = images.shape
     size = (count, channels, height // 2, width // 2) if pools else images.shape
-    return torch.empty(size, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+    return torch.empty(size, dtype=dtype or images.dtype, device=images.device, memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("tenfold::norm_silu_cpu", mutates_args=())
 def norm_silu(images_NCHW: Tensor, gain: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, pools: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(what `normed` gives in training, stats, place where it pools)."""
-    stats = images_NCHW.new_empty((2, images_NCHW.shape[1]))
+    stats = gain.new_empty((2, len(gain)))
     out, place = made_of(images_NCHW, gain.contiguous(), bias.contiguous(), shortcut, stats, eps, pools, learns=True)
     return out, stats, place
 
@@ -73,7 +80,7 @@ def norm_silu(images_NCHW: Tensor, gain: Tensor, bias: Tensor, shortcut: Tensor 
 @norm_silu.register_fake
 def _(images, gain, bias, shortcut, eps, pools):
     place = like(images, True, torch.uint8) if pools else images.new_empty(0, dtype=torch.uint8)
-    return like(images, pools), images.new_empty((2, images.shape[1])), place
+    return like(images, pools), gain.new_empty((2, len(gain))), place
 
 
 @torch.library.custom_op("tenfold::norm_silu_cpu_backward", mutates_args=())
@@ -81,11 +88,11 @@ def norm_silu_backward(
     gradient: Tensor, images_NCHW: Tensor, gain: Tensor, bias: Tensor, stats: Tensor, place: Tensor, eps: float, pools: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the images, the gain and the bias."""
-    gradient, images, place = ordered(gradient), ordered(images_NCHW), ordered(place) if pools else place
+    gradient, images, place = ordered(gradient).to(images_NCHW.dtype), ordered(images_NCHW), ordered(place) if pools else place
     parameters = gain.contiguous(), bias.contiguous(), stats.contiguous()
     out = torch.empty_like(images), gain.new_empty(gain.shape), bias.new_empty(bias.shape)
     maps = address(images), address(gradient), address(place) if pools else None, *map(address, parameters), *map(address, out)
-    done(library(NAME).norm_backward(*maps, ctypes.c_float(eps), *images.shape, torch.get_num_threads()))
+    done(library(NAME).norm_backward(*maps, ctypes.c_float(eps), images.itemsize == 2, *images.shape, torch.get_num_threads()))
     return out
 
 

@@ -40,22 +40,24 @@ def by_torch(norm, images, shortcut=None, pools=False):
     return F.max_pool2d(out, 2) if pools else out if shortcut is None else shortcut + out
 
 
-def check(size, way, away=5.0, limit=2e-5):
+def check(size, way, away=5.0, limit=2e-5, dtype=torch.float32):
+    """Everything as float64's within a share of its largest value, of maps as they are rounded."""
     ours, wanted = norm_of(size[1]), norm_of(size[1]).double()
-    images = (2 * torch.randn(size) + away).to(memory_format=torch.channels_last)
     if way == "pooled" and min(size[2:]) < 2:
         return
+    images, shortcut = (t.to(dtype, memory_format=torch.channels_last) for t in (2 * torch.randn(size) + away, torch.randn(size)))
     extra = {"pools": True} if way == "pooled" else {}
-    given = [images, torch.randn(size)] if way == "shortcut" else [images]
+    given = [images, shortcut] if way == "shortcut" else [images]
     mine, theirs = [t.clone().requires_grad_() for t in given], [t.double().requires_grad_() for t in given]
     out, expected = normed_cpu.normed(ours, *mine, **extra), by_torch(wanted, *theirs, **extra)
-    gradient = torch.randn(expected.shape)
+    gradient = torch.randn(expected.shape).to(dtype)
     out.backward(gradient)
     expected.backward(gradient.double())
     pairs = [(out, expected), *((a.grad, b.grad) for a, b in zip((*mine, ours.weight, ours.bias), (*theirs, wanted.weight, wanted.bias)))]
     pairs += [(a, b) for a, b in zip(ours.buffers(), wanted.buffers())]
     for a, b in pairs:
         assert (a.double() - b).abs().max() <= limit * max(1, b.abs().max())
+    assert out.dtype == mine[0].grad.dtype == dtype and ours.weight.grad.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last) and mine[0].grad.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -69,6 +71,21 @@ def test_values_gradients_and_statistics_are_torchs(size, way):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_so_they_are_on_processors_without_512_bits(size, way, of_256_bits):
     check(size, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_so_they_are_in_bfloat16(size, way):
+    check(size, way, limit=6e-3, dtype=torch.bfloat16)
+
+
+def test_bfloat16_is_rounded_to_the_nearest_and_keeps_what_is_no_number(of_256_bits):
+    norm, images = nn.BatchNorm2d(16).eval(), torch.randn(64, 16, 8, 8).to(memory_format=torch.channels_last)
+    images[0, 0, 0, 0] = torch.nan
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole, half = (normed_cpu.normed(norm, t) for t in (images.bfloat16().float(), images.bfloat16()))
+    assert torch.equal(half.isnan(), whole.isnan()) and half.isnan().sum() == 1
+    assert torch.equal(half.nan_to_num(), whole.nan_to_num().bfloat16())
 
 
 def test_values_far_from_zero_keep_their_variance():
@@ -106,30 +123,50 @@ def test_what_it_does_not_know_is_left_to_torch():
     )
     assert not normed_cpu.takes(nn.BatchNorm2d(24), silu, images) and not normed_cpu.takes(layers.GhostBatchNorm(16), silu, images)
     assert not normed_cpu.takes(nn.BatchNorm2d(16, affine=False), silu, images)
+    assert not normed_cpu.takes(norm, silu, images.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not normed_cpu.takes(norm, silu, images)
+        assert normed_cpu.takes(norm, silu, images.bfloat16()) and not normed_cpu.takes(norm, silu, images)
+    with torch.autocast("cpu", torch.float16):
+        assert not normed_cpu.takes(norm, silu, images.half()) and not normed_cpu.takes(norm, silu, images)
     assert not normed_cpu.takes(norm.eval(), silu, images)  # a map that somebody wants gradients of
     with torch.no_grad():
         assert normed_cpu.takes(norm, silu, images)
 
 
-@pytest.mark.parametrize("side", [16, 20, 32])
-def test_quick_learns_and_tests_as_by_torch(side, monkeypatch):
-    torch.manual_seed(0)
-    ours = nets.load("quick").to(memory_format=torch.channels_last)
-    wanted, images, called = deepcopy(ours), torch.randn(40, 3, side, side).to(memory_format=torch.channels_last), []
-    done = native.done
-    monkeypatch.setattr(normed_cpu, "done", lambda failed: called.append(failed) or done(failed))
-    results = []
-    for net in (ours, wanted):
+def learnt(net, images, half=False) -> list[torch.Tensor]:
+    """Logits, those of a test pass, gradients and statistics."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         logits = net(images)
         logits.square().mean().backward()
         with torch.no_grad():
-            results.append([logits, net.eval()(images), *(p.grad for p in net.parameters()), *net.buffers()])
-        monkeypatch.setattr(normed_cpu, "takes", lambda *_: False)
+            return [logits, net.eval()(images), *(p.grad for p in net.parameters()), *net.buffers()]
+
+
+@pytest.fixture
+def quick():
+    torch.manual_seed(0)
+    return nets.load("quick").to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("side", [16, 20, 32])
+def test_quick_learns_and_tests_as_by_torch(side, quick, monkeypatch):
+    wanted, images, called = deepcopy(quick), torch.randn(40, 3, side, side).to(memory_format=torch.channels_last), []
+    done = native.done
+    monkeypatch.setattr(normed_cpu, "done", lambda failed: called.append(failed) or done(failed))
+    ours = learnt(quick, images)
     assert len(called) == 3 * 7
-    for a, b in zip(*results):
+    monkeypatch.setattr(normed_cpu, "takes", lambda *_: False)
+    for a, b in zip(ours, learnt(wanted, images)):
         torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
+
+
+def test_in_bfloat16_it_is_no_further_from_float32_than_torch_is(quick, monkeypatch):
+    images, copies = torch.randn(40, 3, 32, 32).to(memory_format=torch.channels_last), [deepcopy(quick) for _ in range(2)]
+    ours = learnt(quick, images, half=True)
+    monkeypatch.setattr(normed_cpu, "takes", lambda *_: False)
+    theirs, exact = learnt(copies[0], images, half=True), learnt(copies[1], images)
+    away = [sum(float((a.detach().double() - b.detach().double()).norm() / (b.detach().double().norm() + 1e-9)) for a, b in zip(found, exact)) for found in (ours, theirs)]
+    assert [t.dtype for t in ours] == [t.dtype for t in theirs] and 0 < away[0] <= 1.1 * away[1]
 
 
 def test_the_same_bits_by_any_number_of_threads():
