@@ -165,7 +165,10 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_torch_is(quick, monkeypa
     ours = learnt(quick, images, half=True)
     monkeypatch.setattr(normed_cpu, "takes", lambda *_: False)
     theirs, exact = learnt(copies[0], images, half=True), learnt(copies[1], images)
-    away = [sum(float((a.detach().double() - b.detach().double()).norm() / (b.detach().double().norm() + 1e-9)) for a, b in zip(found, exact)) for found in (ours, theirs)]
+    away = [
+        sum(float((a.detach().double() - b.detach().double()).norm() / (b.detach().double().norm() + 1e-9)) for a, b in zip(found, exact))
+        for found in (ours, theirs)
+    ]
     assert [t.dtype for t in ours] == [t.dtype for t in theirs] and 0 < away[0] <= 1.1 * away[1]
 
 
