@@ -22,11 +22,12 @@ LEAST = 16  # channels that a vector of 512 bits holds
 def takes(norm: nn.Module, activation: nn.Module, images_NCHW: Tensor) -> bool:
     """Whether the operator can do a norm and an activation behind a map like the images: plain batch norm, in training of more than one value or in a plain test
     pass, and SiLU; in float32, or in bfloat16 as autocast has it."""
-    known = type(norm) is nn.BatchNorm2d and type(activation) is nn.SiLU and norm.num_features % LEAST == 0
-    if not known or not (known_to(NAME, images_NCHW) or cast(images_NCHW)):
+    if type(norm) is not nn.BatchNorm2d or type(activation) is not nn.SiLU or not (norm.affine and norm.track_running_stats):
+        return False
+    if norm.weight.dtype != torch.float32 or norm.num_features % LEAST or not (known_to(NAME, images_NCHW) or cast(images_NCHW)):
         return False
     if norm.training:
-        return bool(norm.affine and norm.track_running_stats) and norm.momentum is not None and images_NCHW[:, 0].numel() > 1
+        return norm.momentum is not None and images_NCHW[:, 0].numel() > 1
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 

@@ -122,9 +122,13 @@ def test_what_it_does_not_know_is_left_to_torch():
         and not normed_cpu.takes(norm, silu, images[:1, :, :1, :1])
     )
     assert not normed_cpu.takes(nn.BatchNorm2d(24), silu, images) and not normed_cpu.takes(layers.GhostBatchNorm(16), silu, images)
-    assert not normed_cpu.takes(nn.BatchNorm2d(16, affine=False), silu, images)
+    for other in (nn.BatchNorm2d(16, affine=False), nn.BatchNorm2d(16, track_running_stats=False)):
+        with torch.no_grad():
+            assert not normed_cpu.takes(other, silu, images) and not normed_cpu.takes(other.eval(), silu, images)
+    assert not normed_cpu.takes(nn.BatchNorm2d(16, momentum=None), silu, images)
     assert not normed_cpu.takes(norm, silu, images.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
+        assert not normed_cpu.takes(nn.BatchNorm2d(16).bfloat16(), silu, images.bfloat16())
         assert normed_cpu.takes(norm, silu, images.bfloat16()) and not normed_cpu.takes(norm, silu, images)
     with torch.autocast("cpu", torch.float16):
         assert not normed_cpu.takes(norm, silu, images.half()) and not normed_cpu.takes(norm, silu, images)
