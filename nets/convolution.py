@@ -1,6 +1,6 @@
-"""Convolutions of small maps in bf16 on a processor with AMX: the gradient of their filters as one product of matrices.
+"""Convolutions as a processor does them best: in float32 by Winograd's (`winograd_cpu.py`), and small maps in bf16 with AMX.
 
-oneDNN's own takes six to twelve times as long as the same convolution's forward pass where 128 channels meet on a map of 2x2 or 4x4 (torch 2.11, 256 images, two threads):
+Of the latter the gradient of the filters is one product of matrices. oneDNN's own takes six to twelve times as long as the same convolution's forward pass where 128 channels meet on a map of 2x2 or 4x4 (torch 2.11, 256 images, two threads):
 its matrix unit wants long rows. Each pixel's patch copied out, as one row, and multiplied with the gradient takes a seventh of that time at 2x2, a quarter at 4x4
 and two thirds at 8x8; of larger maps the copies are too large (`benchmarks/LOG.md`).
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nets import winograd_cpu
+
 PIXELS = 64  # of the largest map, 8x8
 CHANNELS = 64  # at least, on both sides: `level1` with its 16 and 32 was 5% slower
 BYTES = 32 * 2**20  # of copies at a time
@@ -18,9 +20,11 @@ AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))  # the one unit that wa
 
 
 class Conv2d(nn.Conv2d):
-    """torch's, and the same values; in training bf16 on such a processor with gradients by `ByPatches`."""
+    """torch's, and the same values but for rounding; in float32 by `winograd_cpu.py` where that takes it, in training bf16 with AMX with gradients by `ByPatches`."""
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        if winograd_cpu.takes(self, images_NCHW):
+            return winograd_cpu.convolved(images_NCHW, self.weight)
         return by_patches(images_NCHW, self.weight, int(self.padding[0])) if self.suits(images_NCHW) else super().forward(images_NCHW)
 
     def suits(self, images_NCHW: torch.Tensor) -> bool:

@@ -62,12 +62,12 @@ def of_256_bits(monkeypatch, tmp_path):
     import shlex
     from functools import cache
 
-    from nets import gated_cpu, grouped_cpu, native, normed_cpu
+    from nets import gated_cpu, grouped_cpu, native, normed_cpu, winograd_cpu
 
     monkeypatch.setattr(native, "FLAGS", ("-march=haswell", *(flag for flag in native.FLAGS if flag not in native.OWN)))
     compiler = shlex.split(os.environ.get("CC", "cc"))
     made = cache(lambda name: ctypes.CDLL(str(native.make(compiler, native.HEADER.with_name(f"{name}.c"), tmp_path / f"{name}.so"))))
-    for module in (gated_cpu, grouped_cpu, normed_cpu):
+    for module in (gated_cpu, grouped_cpu, normed_cpu, winograd_cpu):
         monkeypatch.setattr(module, "library", made)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nets import gated_cpu, grouped_cpu, native, normed_cpu
+from nets import gated_cpu, grouped_cpu, native, normed_cpu, winograd_cpu
 
 COMPILER = shlex.split(os.environ.get("CC", "cc"))
-NAMES = (gated_cpu.NAME, grouped_cpu.NAME, normed_cpu.NAME)
+NAMES = (gated_cpu.NAME, grouped_cpu.NAME, normed_cpu.NAME, winograd_cpu.NAME)
 
 pytestmark = pytest.mark.skipif(not native.available(NAMES[0]), reason="no C compiler here that can make nets/gated_cpu.c")
 
