@@ -8,6 +8,7 @@ products beside the moves of all that has no filters.
 Only in a recording: without one a launch costs the host more than it saves, and cuDNN's choice of kernels, which it times, is made in the steps before.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -42,14 +43,19 @@ class Open:
 
     branch: Branch | None = None
     made: set[int] = set()  # addresses of gradients that were made aside
+    refused = False  # there are to be none
+
+
+class Copied(RuntimeError):
+    """Autograd took a copy of a gradient that was made aside, before it was there: what was recorded must not be used."""
 
 
 stream_of = cache(torch.cuda.Stream)
 
 
 def branch_of(device: torch.device) -> Branch | None:
-    """One for what is being recorded on the device; None without a recording."""
-    if device.type != "cuda":
+    """One for what is being recorded on the device; None without a recording, and behind `refuse`."""
+    if device.type != "cuda" or Open.refused:
         return None
     stream = stream_of(device)  # made before there is a recording
     return Branch(stream) if torch.cuda.is_current_stream_capturing() else None
@@ -66,6 +72,12 @@ def aside(work: Callable[[], torch.Tensor], *reads: torch.Tensor) -> torch.Tenso
     if Open.branch is not None:
         Open.made.add(made.data_ptr())
     return made
+
+
+def refuse() -> None:
+    """Let there be no branch from now on, and say so."""
+    Open.refused = True
+    warnings.warn("autograd copies gradients here: steps are recorded without a second branch, and take longer", stacklevel=2)
 
 
 @contextmanager
@@ -86,10 +98,10 @@ def opened(branch: Branch | None) -> Iterator[None]:
 def gradients_aside(parameters: Iterable[torch.Tensor], branch: Branch | None) -> Iterator[None]:
     """Have a backward pass make gradients of `parameters` in a branch; behind it they are there.
 
-    Raises `RuntimeError` where autograd took a copy of one for the gradient, since it was copied before it was there.
+    Raises `Copied` where autograd took a copy of one for the gradient.
     """
     Open.made = set()
     with opened(branch):
         yield
     if branch and (lost := Open.made - {p.grad.data_ptr() for p in parameters if p.grad is not None}):
-        raise RuntimeError(f"{len(lost)} of {len(Open.made)} gradients that were made in a stream of their own were copied before they were there")
+        raise Copied(f"{len(lost)} of {len(Open.made)} gradients that were made in a stream of their own were copied before they were there")

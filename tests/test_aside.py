@@ -108,7 +108,7 @@ def test_nor_does_a_compiled_step_whose_buffers_are_its_own(net):
 
 
 def test_a_gradient_that_was_copied_is_told(net):
-    with pytest.raises(RuntimeError, match="1 of 6 gradients"):
+    with pytest.raises(aside.Copied, match="1 of 6 gradients"):
         weight = net.groups[0][0].weight
         weight.register_hook(torch.clone)
         gradients(net, net, Late())

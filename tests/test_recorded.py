@@ -9,6 +9,7 @@ import torch
 from conftest import make_store
 
 import pipelines
+from nets import aside
 from pipelines.mixing import Targets
 from pipelines.plan import PLAIN
 from train import recipes
@@ -106,6 +107,23 @@ def test_groups_are_recorded_alike(store, tmp_path):
         assert group.follow([run.course() for run in runs]) == [None, None]
     for seed in "01":
         assert losses(tmp_path / "plain" / seed) == losses(tmp_path / "recorded" / seed)
+
+
+def test_a_step_whose_gradients_were_copied_is_recorded_again_without_a_branch(monkeypatch):
+    monkeypatch.setattr(aside.Open, "refused", False)
+
+    class Copying(StandIn):
+        def record(self, work, batches):
+            if not aside.Open.refused:
+                raise aside.Copied("1 of 6")
+            return super().record(work, batches)
+
+    device, images = Copying(), torch.ones(3, 1)
+    recorded = Recorded(lambda batches: (sum(images.sum() for images, _ in batches)[None], torch.ones(1, dtype=torch.int64)), device)
+    with pytest.warns(UserWarning, match="without a second branch"):
+        losses = [float(recorded([(k * images, Targets(torch.zeros(3)))])[0]) for k in range(6)]
+    assert losses == [0.0, 3.0, 6.0, 9.0, 12.0, 15.0] and device.recorded == 1
+    assert aside.branch_of(torch.device("cuda")) is None
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "muon"])

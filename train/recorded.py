@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from nets.aside import Copied, refuse
 from pipelines.mixing import Targets
 
 Batch = tuple[torch.Tensor, Targets]
@@ -58,7 +59,11 @@ class Recorded:
 
     def _recorded(self, batches: list[Batch]) -> Recording:
         own = [(torch.empty_like(images), room(targets)) for images, targets in batches]
-        results, replay = self.device.record(self.work, own)
+        try:
+            results, replay = self.device.record(self.work, own)
+        except Copied:
+            refuse()
+            results, replay = self.device.record(self.work, own)
         return Recording([tensor for images, targets in own for tensor in (images, *targets) if tensor is not None], results, replay)
 
 
