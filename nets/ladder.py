@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from nets.layers import GlobalMean, block, half, point
+from nets.layers import GlobalMean, Stage, block, half, point
 
 
 def pool(channels: int) -> nn.Module:
@@ -32,10 +32,10 @@ def wide(num_classes: int, norm: str, dropout: float, shrink: Callable[[int], nn
     The head's 3x3 convolution follows the global pool, so it reads a single pixel amid padding: eight
     ninths of its weights multiply zeros (5,120 for ten classes), count as parameters and never learn.
     """
-    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Sequential(block(3, 16, norm, dropout), block(16, 32, norm, dropout), shrink(32)))
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=Stage(block(3, 16, norm, dropout), block(16, 32, norm, dropout), shrink(32)))
     for i, inputs in enumerate((32, 64, 64), start=1):
         squeeze, middle, widen = point(inputs, 16, norm, dropout), block(16, 32, norm, dropout), block(32, 64, norm, dropout)
-        stages[f"stage{i}"] = nn.Sequential(squeeze, middle, widen, shrink(64))
+        stages[f"stage{i}"] = Stage(squeeze, middle, widen, shrink(64))
     mix, last = nn.Conv2d(64, num_classes, 3, padding=1), nn.Conv2d(num_classes, num_classes, 1)
     stages["head"] = nn.Sequential(GlobalMean(), mix, last, nn.Flatten())
     return nn.Sequential(stages)

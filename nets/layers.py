@@ -80,19 +80,19 @@ def norm(kind: str, channels: int, groups: int = 8, ghost: int = 32) -> nn.Modul
 
 
 class Block(nn.Sequential):
-    """Convolution, norm, activation. On a processor the last two, and a 2x2 max-pool or a shortcut behind them, may be one operator (`normed_cpu.py`)."""
+    """Convolution, norm and, where there is one, activation. On a processor the latter, and a 2x2 max-pool or a shortcut behind them, may be one operator (`normed_cpu.py`)."""
 
     def forward(self, images_NCHW: torch.Tensor, shortcut: torch.Tensor | None = None, pools: bool = False) -> torch.Tensor:
         """With a shortcut to be added, or a pool, where it `fuses` them."""
-        convolution, norm, activation = self
-        out = convolution(images_NCHW)
+        convolution, norm, *activations = self
+        out, activation = convolution(images_NCHW), next(iter(activations), None)
         if normed_cpu.takes(norm, activation, out):
-            return normed_cpu.normed(norm, out, shortcut, pools)
-        return activation(norm(out))
+            return normed_cpu.normed(norm, activation, out, shortcut, pools)
+        return norm(out) if activation is None else activation(norm(out))
 
     def fuses(self, images_NCHW: torch.Tensor) -> bool:
         """Whether they are one operator for such images, of which the convolution keeps the size."""
-        return normed_cpu.takes(self[1], self[2], images_NCHW)
+        return normed_cpu.takes(self[1], self[2] if len(self) > 2 else None, images_NCHW)
 
 
 def block(
@@ -113,6 +113,26 @@ def point(inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 
 def half(inputs: int, outputs: int, norm_kind: str = "batch", dropout: float = 0.0) -> nn.Sequential:
     """The block with stride 2: it halves height and width, rounding up."""
     return block(inputs, outputs, norm_kind, dropout, stride=2)
+
+
+class Stage(nn.Sequential):
+    """Modules one behind the other, of which a block and a 2x2 max-pool behind it may be one operator on a processor."""
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        modules = list(self)
+        while modules:
+            module = modules.pop(0)
+            if modules and halves(modules[0]) and isinstance(module, Block) and module.fuses(images_NCHW):
+                images_NCHW = module(images_NCHW, pools=True)
+                modules.pop(0)
+            else:
+                images_NCHW = module(images_NCHW)
+        return images_NCHW
+
+
+def halves(module: nn.Module) -> bool:
+    """Whether it is a 2x2 max-pool."""
+    return isinstance(module, nn.MaxPool2d) and (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode) == (2, 2, 0, 1, False)
 
 
 class Residual(nn.Module):

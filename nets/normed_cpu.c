@@ -1,4 +1,4 @@
-/* Batch norm with what stands behind it (SiLU, a 2x2 max-pool or a shortcut) on a processor (normed_cpu.py): its passes forward and back.
+/* Batch norm with what stands behind it (SiLU or ReLU, and a 2x2 max-pool or a shortcut) on a processor (normed_cpu.py): its passes forward and back.
 
    Maps lie with their channels last. A pass takes a few vectors of channels at a time, whose sums and factors stay in registers, down all pixels of some images. */
 
@@ -6,6 +6,7 @@
 
 #include <math.h>
 
+enum { NONE, SILU, RELU }; /* what stands behind it, act below */
 enum { RUN = 64 }; /* pixels that a sum takes before it is added to a longer one: so it rounds less */
 
 typedef unsigned char places __attribute__((vector_size(LANES), aligned(1), may_alias));
@@ -19,10 +20,20 @@ typedef struct {
 
 static inline vec either(veci mask, vec a, vec b) { return (vec)(((veci)a & mask) | ((veci)b & ~mask)); }
 static inline veci chosen_of(const unsigned char *place) { return __builtin_convertvector(*(const places *)place, veci); }
-static inline vec silu(vec z) { return z * sigmoid(z); }
 static inline vec slope(vec z) {
     vec share = sigmoid(z);
     return share * (1.0f + z * (1.0f - share));
+}
+/* What comes out of an activation; and a gradient's way back through it. What is no number stays so, as by torch. */
+static inline __attribute__((always_inline)) vec active(vec z, int act) {
+    if (act == SILU) return z * sigmoid(z);
+    if (act == RELU) return either(z <= 0.0f, (vec){}, z);
+    return z;
+}
+static inline __attribute__((always_inline)) vec passed(vec gradient, vec z, int act) {
+    if (act == SILU) return gradient * slope(z);
+    if (act == RELU) return either(z <= 0.0f, (vec){}, gradient);
+    return gradient;
 }
 
 /* bf16 is the upper half of a float, rounded to the nearest, of two to the even one. */
@@ -57,27 +68,36 @@ static inline __attribute__((always_inline)) vec picked(const void *images, long
 #define EACH(v) for (int v = 0; v < wide; v++)
 #define ALWAYS static inline __attribute__((always_inline)) void
 /* Of channels as many vectors at a time as there are, up to four. */
-#define BY_WIDTH(half, pass, ...)                                 \
+#define BY_WIDTH(half, act, pass, ...)                            \
     for (long c = 0; c < s.channels;)                             \
         if (s.channels - c >= 4 * LANES) {                        \
-            pass(__VA_ARGS__, s, c, 4, half);                     \
+            pass(__VA_ARGS__, s, c, 4, half, act);                \
             c += 4 * LANES;                                       \
         } else if (s.channels - c >= 2 * LANES) {                 \
-            pass(__VA_ARGS__, s, c, 2, half);                     \
+            pass(__VA_ARGS__, s, c, 2, half, act);                \
             c += 2 * LANES;                                       \
         } else {                                                  \
-            pass(__VA_ARGS__, s, c, 1, half);                     \
+            pass(__VA_ARGS__, s, c, 1, half, act);                \
             c += LANES;                                           \
         }
+#define BY_ACT(half, ...)                                         \
+    if (t.act == SILU) {                                          \
+        BY_WIDTH(half, SILU, __VA_ARGS__)                         \
+    } else if (t.act == RELU) {                                   \
+        BY_WIDTH(half, RELU, __VA_ARGS__)                         \
+    } else {                                                      \
+        BY_WIDTH(half, NONE, __VA_ARGS__)                         \
+    }
 #define BY_CHANNELS(...)                                          \
     if (t.half) {                                                 \
-        BY_WIDTH(1, __VA_ARGS__)                                  \
+        BY_ACT(1, __VA_ARGS__)                                    \
     } else {                                                      \
-        BY_WIDTH(0, __VA_ARGS__)                                  \
+        BY_ACT(0, __VA_ARGS__)                                    \
     }
 
-ALWAYS sums_of(const void *images, const float *pivot, float *sums, Shape s, long c, int wide, int half) {
+ALWAYS sums_of(const void *images, const float *pivot, float *sums, Shape s, long c, int wide, int half, int act) {
     vec first[4] = {}, second[4] = {}, from[4];
+    (void)act;
     EACH(v) from[v] = at(pivot + c + v * LANES);
     long p = c;
     for (long i = 0; i < s.pixels; i += RUN) {
@@ -92,19 +112,19 @@ ALWAYS sums_of(const void *images, const float *pivot, float *sums, Shape s, lon
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
 }
 
-ALWAYS forward(const void *images, const float *scale, const float *start, const void *shortcut, void *out, Shape s, long c, int wide, int half) {
+ALWAYS forward(const void *images, const float *scale, const float *start, const void *shortcut, void *out, Shape s, long c, int wide, int half, int act) {
     vec by[4], more[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES);
     for (long i = 0; i < s.pixels; i++)
         EACH(v) {
             long p = i * s.channels + c + v * LANES;
-            vec y = silu(get(images, p, half) * by[v] + more[v]);
+            vec y = active(get(images, p, half) * by[v] + more[v], act);
             if (shortcut) y += get(shortcut, p, half);
             set(out, p, y, half);
         }
 }
 
-ALWAYS pooled(const void *images, const float *scale, const float *start, unsigned char *place, void *out, Shape s, long c, int wide, int half) {
+ALWAYS pooled(const void *images, const float *scale, const float *start, unsigned char *place, void *out, Shape s, long c, int wide, int half, int act) {
     vec by[4], more[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES);
     long line = (long)s.width * s.channels, h = s.height / 2, w = s.width / 2, q = c;
@@ -112,10 +132,10 @@ ALWAYS pooled(const void *images, const float *scale, const float *start, unsign
         for (long x = 0, corner = (row / h * s.height + row % h * 2) * line + c; x < w; x++, corner += 2 * s.channels, q += s.channels)
             EACH(v) {
                 long p = corner + v * LANES;
-                vec best = silu(get(images, p, half) * by[v] + more[v]);
+                vec best = active(get(images, p, half) * by[v] + more[v], act);
                 veci chosen = {};
                 for (int k = 1; k < 4; k++) {
-                    vec y = silu(get(images, p + k % 2 * s.channels + k / 2 * line, half) * by[v] + more[v]);
+                    vec y = active(get(images, p + k % 2 * s.channels + k / 2 * line, half) * by[v] + more[v], act);
                     veci better = (y > best) | (y != y); /* as torch's: the first of equal ones, and no number where there is one */
                     best = either(better, y, best), chosen = (better & k) | (chosen & ~better);
                 }
@@ -125,20 +145,20 @@ ALWAYS pooled(const void *images, const float *scale, const float *start, unsign
 }
 
 /* sums of the gradients behind the norm, and of their products with what is above the mean */
-ALWAYS back_sums(const void *images, const void *gradient, const float *scale, const float *start, const float *mean, float *sums, Shape s, long c, int wide, int half) {
+ALWAYS back_sums(const void *images, const void *gradient, const float *scale, const float *start, const float *mean, float *sums, Shape s, long c, int wide, int half, int act) {
     vec first[4] = {}, second[4] = {}, by[4], more[4], from[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), from[v] = at(mean + c + v * LANES);
     for (long i = 0; i < s.pixels; i++)
         EACH(v) {
             long p = i * s.channels + c + v * LANES;
-            vec x = get(images, p, half), behind = get(gradient, p, half) * slope(x * by[v] + more[v]);
+            vec x = get(images, p, half), behind = passed(get(gradient, p, half), x * by[v] + more[v], act);
             first[v] += behind, second[v] += behind * (x - from[v]);
         }
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
 }
 
 ALWAYS pooled_back_sums(const void *images, const void *gradient, const unsigned char *place, const float *scale, const float *start, const float *mean, float *sums, Shape s,
-                        long c, int wide, int half) {
+                        long c, int wide, int half, int act) {
     vec first[4] = {}, second[4] = {}, by[4], more[4], from[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), from[v] = at(mean + c + v * LANES);
     long line = (long)s.width * s.channels, h = s.height / 2, w = s.width / 2, q = c;
@@ -146,7 +166,7 @@ ALWAYS pooled_back_sums(const void *images, const void *gradient, const unsigned
         for (long x = 0, corner = (row / h * s.height + row % h * 2) * line + c; x < w; x++, corner += 2 * s.channels, q += s.channels)
             EACH(v) {
                 vec value = picked(images, corner + v * LANES, chosen_of(place + q + v * LANES), s.channels, line, half);
-                vec behind = get(gradient, q + v * LANES, half) * slope(value * by[v] + more[v]);
+                vec behind = passed(get(gradient, q + v * LANES, half), value * by[v] + more[v], act);
                 first[v] += behind, second[v] += behind * (value - from[v]);
             }
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
@@ -154,19 +174,19 @@ ALWAYS pooled_back_sums(const void *images, const void *gradient, const unsigned
 
 /* out = scale * the gradient behind the norm - (images * along + off) */
 ALWAYS back(const void *images, const void *gradient, const float *scale, const float *start, const float *along, const float *off, void *out, Shape s, long c, int wide,
-            int half) {
+            int half, int act) {
     vec by[4], more[4], less[4], least[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), less[v] = at(along + c + v * LANES), least[v] = at(off + c + v * LANES);
     for (long i = 0; i < s.pixels; i++)
         EACH(v) {
             long p = i * s.channels + c + v * LANES;
-            vec x = get(images, p, half), behind = get(gradient, p, half) * slope(x * by[v] + more[v]);
+            vec x = get(images, p, half), behind = passed(get(gradient, p, half), x * by[v] + more[v], act);
             set(out, p, by[v] * behind - (x * less[v] + least[v]), half);
         }
 }
 
 ALWAYS pooled_back(const void *images, const void *gradient, const unsigned char *place, const float *scale, const float *start, const float *along, const float *off, void *out,
-                   Shape s, long c, int wide, int half) {
+                   Shape s, long c, int wide, int half, int act) {
     vec by[4], more[4], less[4], least[4];
     EACH(v) by[v] = at(scale + c + v * LANES), more[v] = at(start + c + v * LANES), less[v] = at(along + c + v * LANES), least[v] = at(off + c + v * LANES);
     long line = (long)s.width * s.channels, h = s.height / 2, w = s.width / 2;
@@ -180,7 +200,7 @@ ALWAYS pooled_back(const void *images, const void *gradient, const unsigned char
                 if (below && beside) {
                     chosen = chosen_of(place + q + v * LANES);
                     vec value = picked(images, corner + v * LANES, chosen, s.channels, line, half);
-                    behind = by[v] * get(gradient, q + v * LANES, half) * slope(value * by[v] + more[v]);
+                    behind = by[v] * passed(get(gradient, q + v * LANES, half), value * by[v] + more[v], act);
                 }
                 for (int k = 0; k < 4; k++) {
                     if ((k % 2 && !beside) || (k / 2 && !below)) continue;
@@ -199,7 +219,7 @@ typedef struct {
     unsigned char *place;
     float *sums;
     void *out;
-    int half, pools, channels, height, width;
+    int half, act, pools, channels, height, width;
 } Task;
 
 /* The same for some images of it. */
@@ -257,7 +277,7 @@ static int back_part(const void *task, int number, int first, int count) {
     return 0;
 }
 
-/* scale and start of `count` channels: images * scale + start is what SiLU is given. */
+/* scale and start of `count` channels: images * scale + start is what the activation is given. */
 static void factors(const float *gain, const float *bias, const float *mean, const float *variance, float eps, float *scale, float *start, int count) {
     for (int c = 0; c < count; c++) scale[c] = gain[c] / sqrtf(variance[c] + eps), start[c] = bias[c] - mean[c] * scale[c];
 }
@@ -269,18 +289,18 @@ static void add_parts(float *sums, int channels, int count) {
 }
 
 /* images                [count][height][width][channels], channels a multiple of sixteen; as all maps of float, or where they are half, bf16
-   shortcut              as the images, added behind SiLU; or NULL
+   shortcut              as the images, added behind the activation; or NULL
    place                 [count][height / 2][width / 2][channels]: which of a window's four pixels was the largest, row by row; or NULL
    out                   as the images, or where it `pools` as `place`
    stats                 [2][channels]: mean and variance (over all pixels, not one less), where it `learns` those of the images, else what is given */
 int norm_forward(const void *images, const float *gain, const float *bias, const void *shortcut, unsigned char *place, void *out, float *stats, float eps, int learns, int pools,
-                 int half, int count, int channels, int height, int width, int threads) {
+                 int half, int act, int count, int channels, int height, int width, int threads) {
     long parts = (count + PART - 1) / PART;
     float *work = room(0, (3 + 2 * parts) * channels);
     if (!work) return 1;
     float *pivot = work, *scale = pivot + channels, *start = scale + channels, *mean = stats, *variance = stats + channels, pixels = (float)((long)count * height * width);
     Task t = {.images = images, .pivot = pivot, .scale = scale, .start = start, .shortcut = shortcut, .place = place, .sums = start + channels};
-    t.half = half, t.pools = pools, t.channels = channels, t.height = height, t.width = width;
+    t.half = half, t.act = act, t.pools = pools, t.channels = channels, t.height = height, t.width = width;
     if (learns) {
         for (int c = 0; c < channels; c += LANES) put(pivot + c, get(images, c, half)); /* a pixel: squares of what is far from zero would lose the variance */
         by_parts(sums_part, &t, count, threads);
@@ -301,13 +321,13 @@ int norm_forward(const void *images, const float *gain, const float *bias, const
    out                   the gradient of the images
    of_gain, of_bias      [channels] */
 int norm_backward(const void *images, const void *gradient, unsigned char *place, const float *gain, const float *bias, const float *stats, void *out, float *of_gain,
-                  float *of_bias, float eps, int half, int count, int channels, int height, int width, int threads) {
+                  float *of_bias, float eps, int half, int act, int count, int channels, int height, int width, int threads) {
     long parts = (count + PART - 1) / PART;
     float *work = room(0, (4 + 2 * parts) * channels);
     if (!work) return 1;
     float *scale = work, *start = scale + channels, *along = start + channels, *off = along + channels, pixels = (float)((long)count * height * width);
     Task t = {.images = images, .gradient = gradient, .pivot = stats, .scale = scale, .start = start, .along = along, .off = off, .place = place, .sums = off + channels};
-    t.half = half, t.pools = place != NULL, t.channels = channels, t.height = height, t.width = width;
+    t.half = half, t.act = act, t.pools = place != NULL, t.channels = channels, t.height = height, t.width = width;
     factors(gain, bias, stats, stats + channels, eps, scale, start, channels);
     by_parts(back_sums_part, &t, count, threads);
     add_parts(t.sums, channels, count);

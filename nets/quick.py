@@ -10,28 +10,20 @@ activation is SiLU. Images of any side that 8 divides fit, which a recipe may us
 from collections import OrderedDict
 from functools import partial
 
-import torch
 from torch import nn
 
-from nets.layers import Block, MaxHead, Residual, block as any_block, norm as norm_of
+from nets.layers import Block, MaxHead, Residual, Stage, block as any_block, norm as norm_of
 
 block = partial(any_block, activation=nn.SiLU)
 
 
-class Stage(nn.Sequential):
+def stage(inputs: int, outputs: int, norm: str, dropout: float) -> nn.Module:
     """Widen, halve the map, and refine it beside a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, norm: str, dropout: float):
-        refine = Residual(block(outputs, outputs, norm, dropout), block(outputs, outputs, norm, dropout))
-        super().__init__(block(inputs, outputs, norm, dropout), nn.MaxPool2d(2), refine)
-
-    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        widen, pool, refine = self
-        pooled = widen(images_NCHW, pools=True) if isinstance(widen, Block) and widen.fuses(images_NCHW) else pool(widen(images_NCHW))
-        return refine(pooled)
+    refine = Residual(block(outputs, outputs, norm, dropout), block(outputs, outputs, norm, dropout))
+    return Stage(block(inputs, outputs, norm, dropout), nn.MaxPool2d(2), refine)
 
 
 def build(num_classes: int = 10, norm: str = "batch", dropout: float = 0.0) -> nn.Module:
     stem = Block(nn.Conv2d(3, 32, 4, stride=2, padding=1, bias=False), norm_of(norm, 32), nn.SiLU(inplace=True))
-    stages = OrderedDict(stem=stem, stage1=Stage(32, 64, norm, dropout), stage2=Stage(64, 128, norm, dropout))
+    stages = OrderedDict(stem=stem, stage1=stage(32, 64, norm, dropout), stage2=stage(64, 128, norm, dropout))
     return nn.Sequential(OrderedDict(stages, head=MaxHead(128, num_classes)))

@@ -24,9 +24,11 @@ def takes(convolution: nn.Conv2d, images_NIHW: Tensor) -> bool:
     plain = convolution.kernel_size == (3, 3) and convolution.padding == convolution.stride == convolution.dilation == (1, 1) and convolution.groups == 1
     if not plain or convolution.bias is not None or convolution.padding_mode != "zeros" or convolution.weight.dtype != torch.float32:
         return False
-    fits = convolution.in_channels % LEAST == convolution.out_channels % LEAST == 0
+    if not known_to(NAME, images_NIHW):  # before the count is looked at: an exported program takes any
+        return False
     count, _, height, width = images_NIHW.shape
-    return fits and min(height, width) > 1 and count * squares(height, width, best(height, width)) >= SQUARES and known_to(NAME, images_NIHW)
+    fits = convolution.in_channels % LEAST == convolution.out_channels % LEAST == 0
+    return fits and min(height, width) > 1 and count * squares(height, width, best(height, width)) >= SQUARES
 
 
 def squares(height: int, width: int, side: int) -> int:
@@ -94,7 +96,7 @@ def keep(ctx, inputs, output) -> None:
 def go_back(ctx, gradient: Tensor):
     images, weight = ctx.saved_tensors
     if ctx.back:
-        raise NotImplementedError("the gradient of a gradient: take torch's own convolution")
+        raise NotImplementedError("this convolution has no gradient of a gradient: take float64, or CC=none in the environment for torch's own")
     asked = ctx.needs_input_grad
     return convolved(gradient, weight, True) if asked[0] else None, of_filters(gradient, images, weight) if asked[1] else None, None
 

@@ -7,7 +7,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 import nets
-from nets import grouped_cpu, native, tiny
+from nets import grouped_cpu, layers, native, tiny
 
 SIZES = [
     (3, 16, 24, 32, 32),
@@ -54,7 +54,7 @@ def test_a_map_in_another_order_of_memory_is_taken_too():
 def test_all_maps_of_a_net_are_planes_behind_the_first_block():
     net, seen = nets.load("tiny10k").to(memory_format=torch.channels_last), []
     for module in net.modules():
-        if isinstance(module, (tiny.Block, tiny.Grouped, nn.BatchNorm2d)):
+        if isinstance(module, (layers.Block, tiny.Block, tiny.Grouped, nn.BatchNorm2d)):
             module.register_forward_hook(lambda _, inputs, output: seen.append(output.is_contiguous()))
     net(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last))
     assert seen == [False] + [True] * 11

@@ -1,4 +1,6 @@
-"""The norms that nets are made of (`nets/layers.py`)."""
+"""What nets are made of (`nets/layers.py`)."""
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nets
-from nets.layers import NORMS, GhostBatchNorm, block, norm
+from nets.layers import NORMS, GhostBatchNorm, Stage, block, norm
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +78,16 @@ def test_ghost_norm_under_autocast():
     output.float().sum().backward()
     assert output.dtype == torch.bfloat16 and output.is_contiguous(memory_format=torch.channels_last)
     assert net[1].running_mean.dtype == torch.float32 and net[1].weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3), nn.MaxPool2d(2, stride=1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2)], ids=str)
+def test_a_stage_is_its_modules_one_behind_the_other(pool):
+    torch.manual_seed(0)
+    modules = [block(3, 16), block(16, 16), pool, block(16, 32, dropout=0.5), nn.MaxPool2d(2), nn.Identity()]
+    stage, plain, images = Stage(*modules), deepcopy(nn.Sequential(*modules)), torch.randn(4, 3, 13, 13).to(memory_format=torch.channels_last)
+    for train in (True, False):
+        stage.train(train), plain.train(train)
+        torch.manual_seed(1)
+        found = stage(images)
+        torch.manual_seed(1)
+        torch.testing.assert_close(found, plain(images), rtol=1e-4, atol=1e-5)
