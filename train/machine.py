@@ -21,7 +21,8 @@ def hardware(device: torch.device) -> dict:
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 faster than fp32.
 
-    AMX does, and so do AMD's vectors (1.7 times in training); Intel's avx512_bf16 without AMX was measured slower (0.74 times).
+    AMX does, and so do AMD's vectors (1.7 times in training); Intel's avx512_bf16 without AMX was measured slower (0.74 times). All from before float32 had
+    convolutions of its own (`nets/winograd_cpu.py`), which may have turned it round: not measured.
     """
     able = torch.cpu.get_capabilities()
     return bool(able.get("amx_bf16") or (able.get("avx512_bf16") and vendor() != "GenuineIntel"))
