@@ -96,7 +96,7 @@ def keep(ctx, inputs, output) -> None:
 def go_back(ctx, gradient: Tensor):
     images, weight = ctx.saved_tensors
     if ctx.back:
-        raise NotImplementedError("this convolution has no gradient of a gradient: take float64, or CC=none in the environment for torch's own")
+        raise RuntimeError("this convolution has no gradient of a gradient: take float64, or CC=none in the environment for torch's own")
     asked = ctx.needs_input_grad
     return convolved(gradient, weight, True) if asked[0] else None, of_filters(gradient, images, weight) if asked[1] else None, None
 
