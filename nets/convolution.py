@@ -1,7 +1,7 @@
 """Convolutions as a processor does them best: in float32 by Winograd's (`winograd_cpu.py`), and small maps in bf16 with AMX.
 
-Of the latter the gradient of the filters is one product of matrices. oneDNN's own takes six to twelve times as long as the same convolution's forward pass where 128 channels meet on a map of 2x2 or 4x4 (torch 2.11, 256 images, two threads):
-its matrix unit wants long rows. Each pixel's patch copied out, as one row, and multiplied with the gradient takes a seventh of that time at 2x2, a quarter at 4x4
+Of the latter the gradient of the filters is one product of matrices. oneDNN's own takes six to twelve times as long as the same convolution's forward pass where 128
+channels meet on a map of 2x2 or 4x4 (torch 2.11, 256 images, two threads): its matrix unit wants long rows. Each pixel's patch copied out, as one row, and multiplied with the gradient takes a seventh of that time at 2x2, a quarter at 4x4
 and two thirds at 8x8; of larger maps the copies are too large (`benchmarks/LOG.md`).
 
 Shapes: images_NCHW and gradient_NchW in channels_last memory order; a filter [out, in, height, width].

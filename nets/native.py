@@ -106,6 +106,16 @@ def parts(count: int) -> int:
     return -(-count // PART)
 
 
+def ordered(map_NCHW: Tensor) -> Tensor:
+    """The map with its channels last."""
+    return map_NCHW.contiguous(memory_format=torch.channels_last)
+
+
+def map_of(size: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty map [N,C,H,W] with its channels last."""
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def place(tensor: Tensor) -> ctypes.c_void_p:
     """The tensor's address."""
     return ctypes.c_void_p(tensor.data_ptr())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.native import available, done, each_net, exporting, known_to, library, place as address
+from nets.native import available, done, each_net, exporting, known_to, library, map_of, ordered, place as address
 
 NAME = "normed_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -64,15 +64,11 @@ def made_of(images_NCHW, gain, bias, shortcut, stats, eps: float, pools: bool, a
     return out, place
 
 
-def ordered(map_NCHW: Tensor) -> Tensor:
-    return map_NCHW.contiguous(memory_format=torch.channels_last)
-
-
 def like(images: Tensor, pools: bool, dtype: torch.dtype | None = None) -> Tensor:
     """An empty map of what comes out."""
     count, channels, height, width = images.shape
     size = (count, channels, height // 2, width // 2) if pools else images.shape
-    return torch.empty(size, dtype=dtype or images.dtype, device=images.device, memory_format=torch.channels_last)
+    return map_of(size, images, dtype)
 
 
 @torch.library.custom_op("tenfold::norm_act_cpu", mutates_args=())

@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets import gated_cpu, grouped_cpu
-from nets.layers import Block as Convolved, ChannelNorm, GlobalMean, norm as norm_of
+from nets import gated_cpu, grouped_cpu, layers
+from nets.layers import ChannelNorm, GlobalMean, norm as norm_of
 from nets.native import exporting, known_to
 
 if torch.cuda.is_available() and find_spec("triton"):
@@ -138,13 +138,13 @@ def down(inputs: int, outputs: int, norm: str) -> nn.Module:
 
 def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], times: int = 1, norm: str = "batch", dropout: float = 0.0) -> nn.Module:
     """A member. widths: channels of each stage, in multiples of eight (for group norm); blocks: of each stage; times: how often each block's 1x1 filters are used."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=Convolved(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm_of(norm, widths[0])))
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=layers.Block(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm_of(norm, widths[0])))
     for i, (width, count) in enumerate(zip(widths, blocks)):
         if i:
-            layers[f"down{i}"] = down(widths[i - 1], width, norm)
-        layers[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times) for _ in range(count)))
-    layers["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
-    return nn.Sequential(layers)
+            stages[f"down{i}"] = down(widths[i - 1], width, norm)
+        stages[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times) for _ in range(count)))
+    stages["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+    return nn.Sequential(stages)
 
 
 def member(numbers: str) -> Callable[..., nn.Module]:

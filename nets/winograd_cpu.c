@@ -156,7 +156,7 @@ static void products(const float *a, long row, long step, const float *b, long l
 }
 
 static inline int panel_at(int n, int channels) { return channels - n < PANEL ? LANES : PANEL; }
-int panel(void) { return PANEL; }
+int panel_columns(void) { return PANEL; }
 static inline long filters_pitch(int inputs, int outputs) { return (long)(outputs + PANEL - 1) / PANEL * PANEL * inputs + APART; }
 static inline int block_at(long first, long tiles) { return tiles - first < BLOCK ? tiles - first : BLOCK; }
 /* Where tile t is, of many images: its image's first pixel, and its square's corner there. */

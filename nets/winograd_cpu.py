@@ -11,7 +11,7 @@ Shapes: images_NIHW float32, in channels_last memory order; weight_OI33; out_NOH
 import torch
 from torch import Tensor, nn
 
-from nets.native import each_net, known_to, library, parts, shared
+from nets.native import each_net, known_to, library, map_of, ordered, parts, shared
 
 NAME = "winograd_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -41,14 +41,10 @@ def best(height: int, width: int) -> int:
     return min((4, 3, 2), key=lambda side: squares(height, width, side) * (side + 2) ** 2)
 
 
-def ordered(map_NCHW: Tensor) -> Tensor:
-    return map_NCHW.contiguous(memory_format=torch.channels_last)
-
-
 def places_of(weight: Tensor, back: bool, side: int) -> Tensor:
     """The filters' places, as `winograd_cpu.c` has them; for the way back those of the filters that the gradient passes."""
     rows = (weight.permute(0, 2, 3, 1) if back else weight.permute(1, 2, 3, 0)).contiguous()  # [inputs, 3, 3, outputs]
-    inputs, outputs, panel = len(rows), rows.shape[-1], library(NAME).panel()
+    inputs, outputs, panel = len(rows), rows.shape[-1], library(NAME).panel_columns()
     places = rows.new_empty((side + 2) ** 2 * (inputs * -(-outputs // panel) * panel + APART))
     shared(library(NAME).all_filters, [rows, places.as_strided((inputs,), (panel,))], [], [], inputs, outputs, back, side)
     return places
@@ -64,8 +60,7 @@ def convolved(images_NIHW: Tensor, weight_OI33: Tensor, back: bool = False) -> T
 
 
 def like(images: Tensor, channels: int) -> Tensor:
-    size = len(images), channels, *images.shape[2:]
-    return torch.empty(size, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
+    return map_of((len(images), channels, *images.shape[2:]), images)
 
 
 @convolved.register_fake

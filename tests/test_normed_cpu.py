@@ -171,6 +171,9 @@ def test_nets_learn_and_test_as_by_torch(name, side, norms, monkeypatch):
     assert len(called) == 3 * norms
     monkeypatch.setattr(normed_cpu, "takes", lambda *_: False)
     theirs = learnt(wanted, images)
+    if name in ("quick", "tiny10k"):
+        for a, b in zip(ours, theirs):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-4)
     away = [float((a.double() - b.double()).detach().norm() / (b.double().detach().norm() + 1e-9)) for a, b in zip(ours, theirs)]
     assert max(away[:2]) < 1e-4 and max(away) < 5e-2  # where values are nearly equal, or near zero, a gradient may go another way
 
