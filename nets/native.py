@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -86,13 +87,19 @@ def make(compiler: list[str], source: Path, path: Path) -> Path:
     return path
 
 
-def shared(function, maps: list[Tensor], sums: list[Tensor], others: list[Tensor], *numbers: int) -> None:
-    """A function of C that `SHARED` made (`vectors.h`), by all parts of the images, with as many threads as torch has. maps: a row for each image; sums: for each part."""
-    tensors, count = [*maps, *sums, *others], len(maps[0])
-    places = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-    by_image = (ctypes.c_long * len(tensors))(*(t.stride(0) for t in maps))
-    by_part = (ctypes.c_long * len(tensors))(*[0] * len(maps), *(t.stride(0) for t in sums))
+def shared(function, maps: Sequence[Tensor | None], sums: Sequence[Tensor | None], others: Sequence[Tensor | None], *numbers: int) -> None:
+    """A function of C that `SHARED` made (`vectors.h`), by all parts of the images, with as many threads as torch has. maps: a row for each image; sums: for each
+    part; None: NULL."""
+    tensors, count = [*maps, *sums, *others], next(len(t) for t in maps if t is not None)
+    places = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+    by_image = (ctypes.c_long * len(tensors))(*map(row, maps))
+    by_part = (ctypes.c_long * len(tensors))(*[0] * len(maps), *map(row, sums))
     done(function(places, by_image, by_part, len(tensors), (ctypes.c_int * len(numbers))(*numbers), count, torch.get_num_threads()))
+
+
+def row(tensor: Tensor | None) -> int:
+    """Numbers from one row to the next."""
+    return 0 if tensor is None else tensor.stride(0)
 
 
 def done(failed: int) -> None:

@@ -8,6 +8,7 @@
 
 enum { NONE, SILU, RELU }; /* what stands behind it, act below */
 enum { RUN = 64 }; /* pixels that a sum takes before it is added to a longer one: so it rounds less */
+enum { AHEAD = 4096 }; /* bytes: what a pass will want of a map by then is asked for, since most of its time it waits for memory */
 
 typedef unsigned char places __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef unsigned short halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
@@ -48,10 +49,12 @@ static inline halves rounded(vec x) {
 
 /* Values of a map, of float or, where it is half, bf16. */
 static inline __attribute__((always_inline)) vec get(const void *map, long i, int half) {
+    __builtin_prefetch((const char *)map + i * (half ? 2 : 4) + AHEAD, 0);
     if (!half) return at((const float *)map + i);
     return (vec)(__builtin_convertvector(*(const halves *)((const unsigned short *)map + i), vecu) << 16);
 }
 static inline __attribute__((always_inline)) void set(void *map, long i, vec x, int half) {
+    __builtin_prefetch((const char *)map + i * (half ? 2 : 4) + AHEAD, 1);
     if (half)
         *(halves *)((unsigned short *)map + i) = rounded(x);
     else

@@ -68,7 +68,21 @@ ALWAYS square_map(const vec *t, vec *y, int step, int m) {
         y[0] = t[0] + a + c, y[step] = b + 2.0f * e, y[2 * step] = a + 4.0f * c, y[3 * step] = b + 8.0f * e + t[5];
     }
 }
-/* The last two turned round, as gradients pass them. */
+/* The three turned round, as gradients pass them. */
+ALWAYS tile_map_back(const vec *t, vec *d, int step, int m) {
+    if (m == 2) {
+        d[0] = t[0], d[step] = t[1] - t[2] - t[3], d[2 * step] = t[1] + t[2] - t[0];
+    } else if (m == 3) {
+        vec a = t[3] - 2.0f * t[4];
+        d[0] = 2.0f * t[0], d[step] = 2.0f * (t[2] - t[1]) - t[0] - a;
+        d[2 * step] = -2.0f * t[0] - t[1] - 3.0f * t[2] - t[4], d[3 * step] = t[0] + t[1] + t[2] + a;
+    } else {
+        vec a = t[1] + t[2], b = t[1] - t[2], c = t[3] + t[4], e = 2.0f * (t[3] - t[4]);
+        d[0] = 4.0f * t[0], d[step] = 4.0f * (t[5] - b) - e, d[2 * step] = -5.0f * t[0] - 4.0f * a - c;
+        d[3 * step] = b + e - 5.0f * t[5], d[4 * step] = t[0] + a + c;
+    }
+    d[(m + 1) * step] = t[m + 1];
+}
 ALWAYS square_map_back(const vec *y, vec *t, int step, int m) {
     if (m == 2) {
         t[0] = y[0], t[step] = y[0] + y[1], t[2 * step] = y[0] - y[1];
@@ -114,21 +128,26 @@ ALWAYS filter_map_back(const vec *t, vec *g, int step, int m) {
 PLACES_OF(places_of_tile, (m + 2), tile_map)
 PLACES_OF(places_of_square, m, square_map_back)
 
-/* A square of some channels of an image from its places, as far as it lies in the image. */
-ALWAYS square_of(const float *places, long pitch, float *image, int y, int x, int channels, Shape s, int m) {
-    int bottom = s.height - y, right = s.width - x;
-    for (int c = 0; c < channels; c += LANES) {
-        vec half[MOST * MOST], line[MOST];
-        for (int j = 0; j < m + 2; j++) {
-            EACH(i, m + 2) line[i] = at(places + (i * (m + 2) + j) * pitch + c);
-            square_map(line, half + j, m + 2, m);
-        }
-        for (int i = 0; i < m; i++) {
-            square_map(half + i * (m + 2), line, 1, m);
-            EACH(j, m) if (i < bottom && j < right) put(image + ((long)(y + i) * s.width + x + j) * s.outputs + c, line[j]);
-        }
+/* Some channels of `size` x `size` pixels of an image, from row y and column x on, from their places, as far as they lie in the image: put there, or added to what is there. */
+static inline void add(float *p, vec x) { put(p, at(p) + x); }
+#define OF_PLACES(name, size, border, map, gives)                                                                               \
+    ALWAYS name(const float *places, long pitch, float *image, int y, int x, int count, int channels, Shape s, int m) {         \
+        int bottom = s.height - y + border, right = s.width - x + border;                                                       \
+        for (int c = 0; c < count; c += LANES) {                                                                                \
+            vec half[MOST * MOST], line[MOST];                                                                                  \
+            for (int j = 0; j < m + 2; j++) {                                                                                   \
+                EACH(i, m + 2) line[i] = at(places + (i * (m + 2) + j) * pitch + c);                                            \
+                map(line, half + j, m + 2, m);                                                                                  \
+            }                                                                                                                   \
+            EACH(i, size) {                                                                                                     \
+                map(half + i * (m + 2), line, 1, m);                                                                            \
+                float *row = image + ((long)(y + i - border) * s.width + x - border) * channels + c;                            \
+                if (i < bottom && (i >= border || y)) EACH(j, size) if (j < right && (j >= border || x)) gives(row + j * channels, line[j]); \
+            }                                                                                                                   \
+        }                                                                                                                       \
     }
-}
+OF_PLACES(square_of, m, 0, square_map, put)
+OF_PLACES(tile_of, (m + 2), 1, tile_map_back, add)
 
 /* out[i][n] = the sum over k of a[i * row + k * step] * b[k * line + n], added to what is there where it `adds`; of ROWS rows and some vectors. */
 ALWAYS product(const float *restrict a, long row, long step, const float *restrict b, long line, float *restrict out, long pitch, int terms, int adds, int wide) {
@@ -147,7 +166,7 @@ ALWAYS product(const float *restrict a, long row, long step, const float *restri
 }
 
 /* The same of a panel's columns (PANEL of them, or fewer: one vector) and more rows, up to a whole number of ROWS. */
-static void products(const float *a, long row, long step, const float *b, long line, float *out, long pitch, int high, int columns, int terms, int adds) {
+ALWAYS products(const float *a, long row, long step, const float *b, long line, float *out, long pitch, int high, int columns, int terms, int adds) {
     for (int i = 0; i < high; i += ROWS)
         if (columns == PANEL)
             product(a + i * row, row, step, b, line, out + i * pitch, pitch, terms, adds, WIDE);
@@ -162,16 +181,15 @@ static inline int block_at(long first, long tiles) { return tiles - first < BLOC
 /* Where tile t is, of many images: its image's first pixel, and its square's corner there. */
 #define TILE_AT(t) long pixels = (t) / s.tiles * s.height * s.width, y = (t) % s.tiles / s.across * m, x = (t) % s.tiles % s.across * m;
 
-/* Filters' places: from [inputs][9][outputs], or as they lie [outputs][9][inputs], turned round, for the way back, into [places][panels of outputs][inputs][PANEL]; of `count` of
-   the inputs. */
-ALWAYS filters(const float *from, float *to, int inputs, int outputs, int turned, int count, int m) {
+/* Filters' places: from [inputs][9][outputs], or for the way back, as they lie, [outputs][9][inputs], into [places][panels of outputs][inputs][PANEL]; of `count` of the inputs. */
+ALWAYS filters(const float *from, float *to, int inputs, int outputs, int count, int m) {
     long pitch = filters_pitch(inputs, outputs);
     for (int k = 0; k < count; k++, from += TAPS * TAPS * outputs, to += PANEL)
         for (int n = 0; n < outputs; n += LANES) {
             vec half[MOST * TAPS], line[MOST];
             float *place = to + (long)n / PANEL * PANEL * inputs + n % PANEL;
             for (int j = 0; j < TAPS; j++) {
-                EACH(i, TAPS) line[i] = at(from + (turned ? 8 - i * TAPS - j : i * TAPS + j) * outputs + n);
+                EACH(i, TAPS) line[i] = at(from + (i * TAPS + j) * outputs + n);
                 filter_map(line, half + j, TAPS, m);
             }
             for (int i = 0; i < m + 2; i++) {
@@ -180,6 +198,28 @@ ALWAYS filters(const float *from, float *to, int inputs, int outputs, int turned
             }
         }
 }
+
+/* The gradient of filters, [rows][9][inputs], of some inputs from that of a panel of places. */
+ALWAYS filters_of(const float *panel, long pitch, float *to, int rows, int count, int inputs, int m) {
+    for (int k = 0; k < rows; k++, panel += PANEL, to += TAPS * TAPS * inputs)
+        for (int c = 0; c < count; c += LANES) {
+            vec half[TAPS * MOST], line[MOST];
+            for (int j = 0; j < m + 2; j++) {
+                EACH(i, m + 2) line[i] = at(panel + (i * (m + 2) + j) * pitch + c);
+                filter_map_back(line, half + j, m + 2, m);
+            }
+            for (int i = 0; i < TAPS; i++) {
+                filter_map_back(half + i * (m + 2), line, 1, m);
+                EACH(j, TAPS) put(to + (i * TAPS + j) * inputs + c, line[j]);
+            }
+        }
+}
+
+enum { LINE = 16 }; /* floats of a cache's line */
+/* Asks the memory for some channels of the share `part` of `of` of these pixels, which is there when the products that come next are made. */
+#define ASK(map, first, count, channels, some, part, of, to_write)                                                              \
+    for (long pixel = (first) + (count) * (part) / (of), end = (first) + (count) * ((part) + 1) / (of); pixel < end; pixel++)    \
+        for (int c = 0; c < (some); c += LINE) __builtin_prefetch((map) + pixel * (channels) + c, to_write, 2);
 
 /* out of the images by the filters' places; 0 where there was memory for it. */
 ALWAYS_INT forward(const float *images, const float *filters, float *out, int count, Shape s, int m) {
@@ -193,14 +233,18 @@ ALWAYS_INT forward(const float *images, const float *filters, float *out, int co
             TILE_AT(first + t)
             places_of_tile(images + pixels * s.inputs, y - 1, x - 1, s.inputs, s, seen + (long)t * s.inputs, pitch, m);
         }
+        long size = s.height * s.width, here = first / s.tiles * size, many = ((first + some - 1) / s.tiles + 1) * size - here; /* the images' pixels */
         for (int n = 0, columns; n < s.outputs; n += columns) {
             columns = panel_at(n, s.outputs);
-            for (int p = 0; p < all_places; p++)
+            for (int p = 0; p < all_places; p++) {
+                ASK(out + n, here, many, s.outputs, columns, p, all_places, 1)
+                if (n == 0 && first + some < tiles) ASK(images, here + many, many, s.inputs, s.inputs, p, all_places, 0)
                 products(seen + p * pitch, s.inputs, 1, filters + p * filters_pitch(s.inputs, s.outputs) + (long)n * s.inputs, PANEL, made + p * out_pitch, PANEL, some, columns,
                          s.inputs, 0);
+            }
             for (int t = 0; t < some; t++) {
                 TILE_AT(first + t)
-                square_of(made + t * PANEL, out_pitch, out + pixels * s.outputs + n, y, x, columns, s, m);
+                square_of(made + t * PANEL, out_pitch, out + pixels * s.outputs + n, y, x, columns, s.outputs, s, m);
             }
         }
     }
@@ -208,47 +252,48 @@ ALWAYS_INT forward(const float *images, const float *filters, float *out, int co
     return 0;
 }
 
-/* of_filters [9][inputs][outputs] of all these images. */
-ALWAYS_INT backward(const float *images, const float *gradient, float *of_filters, int count, Shape s, int m) {
-    long tiles = (long)count * s.tiles, pitch = (long)BLOCK * s.inputs + APART, out_pitch = (long)BLOCK * s.outputs + APART, sums_pitch = filters_pitch(s.inputs, s.outputs);
-    int side = m + 2, all_places = side * side;
-    float *seen = room(0, all_places * (pitch + out_pitch + sums_pitch)), *behind = seen + all_places * pitch, *sums = behind + all_places * out_pitch;
-    if (!seen) return 1;
+/* of_images, by the filters' places for the way back, and of_filters [outputs][9][inputs] of all these images; either may be NULL. */
+ALWAYS_INT backward(const float *images, const float *gradient, float *of_images, float *of_filters, const float *filters, int count, Shape s, int m) {
+    long tiles = (long)count * s.tiles, pitch = (long)BLOCK * s.inputs + APART, out_pitch = (long)BLOCK * s.outputs + APART, made_pitch = BLOCK * PANEL + APART;
+    long filter_pitch = filters_pitch(s.outputs, s.inputs);
+    int all_places = (m + 2) * (m + 2);
+    float *behind = room(tiles % ROWS ? all_places * out_pitch : 0, all_places * (pitch + out_pitch + made_pitch + filter_pitch)); /* rows that are no tile are multiplied, too */
+    float *seen = behind + all_places * out_pitch, *made = seen + all_places * pitch, *sums = made + all_places * made_pitch;
+    if (!behind) return 1;
     for (long first = 0; first < tiles; first += BLOCK) {
         int some = block_at(first, tiles);
         for (int t = 0; t < some; t++) {
             TILE_AT(first + t)
-            places_of_tile(images + pixels * s.inputs, y - 1, x - 1, s.inputs, s, seen + (long)t * s.inputs, pitch, m);
+            if (of_filters) places_of_tile(images + pixels * s.inputs, y - 1, x - 1, s.inputs, s, seen + (long)t * s.inputs, pitch, m);
+            if (of_images && !x && !y) memset(of_images + pixels * s.inputs, 0, sizeof(float) * s.height * s.width * s.inputs);
             places_of_square(gradient + pixels * s.outputs, y, x, s.outputs, s, behind + (long)t * s.outputs, out_pitch, m);
         }
-        for (int n = 0, columns; n < s.outputs; n += columns) {
-            columns = panel_at(n, s.outputs);
-            float *panel = sums + (long)n * s.inputs;
+        for (int n = 0, columns; of_images && n < s.inputs; n += columns) {
+            columns = panel_at(n, s.inputs);
             for (int p = 0; p < all_places; p++)
-                products(seen + p * pitch, 1, s.inputs, behind + p * out_pitch + n, s.outputs, panel + p * sums_pitch, PANEL, s.inputs, columns, some, first > 0);
-            for (int k = 0; first + some == tiles && k < s.inputs; k++) /* while they are in the cache */
-                for (int c = 0; c < columns; c += LANES) {
-                    vec half[TAPS * MOST], line[MOST];
-                    for (int j = 0; j < side; j++) {
-                        EACH(i, side) line[i] = at(panel + (i * side + j) * sums_pitch + k * PANEL + c);
-                        filter_map_back(line, half + j, side, m);
-                    }
-                    for (int i = 0; i < TAPS; i++) {
-                        filter_map_back(half + i * side, line, 1, m);
-                        EACH(j, TAPS) put(of_filters + ((long)(i * TAPS + j) * s.inputs + k) * s.outputs + n + c, line[j]);
-                    }
-                }
+                products(behind + p * out_pitch, s.outputs, 1, filters + p * filter_pitch + (long)n * s.outputs, PANEL, made + p * made_pitch, PANEL, some, columns, s.outputs, 0);
+            for (int t = 0; t < some; t++) {
+                TILE_AT(first + t)
+                tile_of(made + t * PANEL, made_pitch, of_images + pixels * s.inputs + n, y, x, columns, s.inputs, s, m);
+            }
+        }
+        for (int n = 0, columns; of_filters && n < s.inputs; n += columns) {
+            columns = panel_at(n, s.inputs);
+            float *panel = sums + (long)n * s.outputs;
+            for (int p = 0; p < all_places; p++)
+                products(behind + p * out_pitch, 1, s.outputs, seen + p * pitch + n, s.inputs, panel + p * filter_pitch, PANEL, s.outputs, columns, some, first > 0);
+            if (first + some == tiles) filters_of(panel, filter_pitch, of_filters + n, s.outputs, columns, s.inputs, m); /* while they are in the cache */
         }
     }
-    free(seen);
+    free(behind);
     return 0;
 }
 
-/* Numbers: inputs, outputs, and height, width, m; or turned, m. */
+/* Numbers: inputs, outputs, and m; or height, width, m. */
 static int filters_work(float *const *p, const int *n, int count) {
-    if (n[3] == 2) filters(p[0], p[1], n[0], n[1], n[2], count, 2);
-    if (n[3] == 3) filters(p[0], p[1], n[0], n[1], n[2], count, 3);
-    if (n[3] == 4) filters(p[0], p[1], n[0], n[1], n[2], count, 4);
+    if (n[2] == 2) filters(p[0], p[1], n[0], n[1], count, 2);
+    if (n[2] == 3) filters(p[0], p[1], n[0], n[1], count, 3);
+    if (n[2] == 4) filters(p[0], p[1], n[0], n[1], count, 4);
     return 0;
 }
 SHARED(all_filters, filters_work)
@@ -257,5 +302,5 @@ SHARED(all_filters, filters_work)
 static int forward_work(float *const *p, const int *n, int count) { return BY_SQUARES(forward, p[0], p[2], p[1], count); }
 SHARED(all_forward, forward_work)
 
-static int backward_work(float *const *p, const int *n, int count) { return BY_SQUARES(backward, p[0], p[1], p[2], count); }
+static int backward_work(float *const *p, const int *n, int count) { return BY_SQUARES(backward, p[0], p[1], p[2], p[3], p[4], count); }
 SHARED(all_backward, backward_work)

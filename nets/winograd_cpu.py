@@ -1,9 +1,10 @@
 """3x3 convolutions on a processor with less than half of their arithmetic: an operator of torch on C (`winograd_cpu.c`; `native.py`).
 
 A square of 4x4 pixels takes 144 products for each pair of channels. Winograd's minimal filtering F(4x4, 3x3) takes 36 and some sums, of the images, of the filters and of
-what comes out. It rounds more: the largest error is some 1e-5 of the largest value, where a sum of all products has 1e-6.
+what comes out. Both gradients are the same maps turned round, and share what is made of the gradient that comes. It rounds
+more: the largest error is some 1e-5 of the largest value, where a sum of all products has 1e-6.
 
-From: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015, arXiv:1509.09308); the gradient of filters is the same map turned round.
+From: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015, arXiv:1509.09308).
 
 Shapes: images_NIHW float32, in channels_last memory order; weight_OI33; out_NOHW; I and O multiples of sixteen.
 """
@@ -41,22 +42,27 @@ def best(height: int, width: int) -> int:
     return min((4, 3, 2), key=lambda side: squares(height, width, side) * (side + 2) ** 2)
 
 
-def places_of(weight: Tensor, back: bool, side: int) -> Tensor:
-    """The filters' places, as `winograd_cpu.c` has them; for the way back those of the filters that the gradient passes."""
-    rows = (weight.permute(0, 2, 3, 1) if back else weight.permute(1, 2, 3, 0)).contiguous()  # [inputs, 3, 3, outputs]
-    inputs, outputs, panel = len(rows), rows.shape[-1], library(NAME).panel_columns()
+def places_of(rows_K33N: Tensor, side: int) -> Tensor:
+    """The places of filters whose products are summed over K, as `winograd_cpu.c` has them."""
+    rows, panel = rows_K33N.contiguous(), library(NAME).panel_columns()
+    inputs, outputs = len(rows), rows.shape[-1]
     places = rows.new_empty((side + 2) ** 2 * (inputs * -(-outputs // panel) * panel + APART))
-    shared(library(NAME).all_filters, [rows, places.as_strided((inputs,), (panel,))], [], [], inputs, outputs, back, side)
+    shared(library(NAME).all_filters, [rows, places.as_strided((inputs,), (panel,))], [], [], inputs, outputs, side)
     return places
 
 
-@torch.library.custom_op("tenfold::winograd_cpu", mutates_args=())
-def convolved(images_NIHW: Tensor, weight_OI33: Tensor, back: bool = False) -> Tensor:
-    """The convolution; `back`: of a gradient [N,O,H,W] that of the images [N,I,H,W]."""
-    images, outputs, side = ordered(images_NIHW), weight_OI33.shape[1 if back else 0], best(*images_NIHW.shape[2:])
-    out = like(images, outputs)
-    shared(library(NAME).all_forward, [images, out], [], [places_of(weight_OI33, back, side)], images.shape[1], outputs, *images.shape[2:], side)
+@torch.library.custom_op("tenfold::winograd_cpu_forward", mutates_args=())
+def convolved(images_NIHW: Tensor, weight_OI33: Tensor) -> Tensor:
+    """The convolution."""
+    images, side = ordered(images_NIHW), best(*images_NIHW.shape[2:])
+    out = like(images, len(weight_OI33))
+    shared(library(NAME).all_forward, [images, out], [], [places_of(weight_OI33.permute(1, 2, 3, 0), side)], *channels(weight_OI33), *images.shape[2:], side)
     return out
+
+
+def channels(weight_OI33: Tensor) -> tuple[int, int]:
+    """Inputs and outputs, as C takes them."""
+    return weight_OI33.shape[1], weight_OI33.shape[0]
 
 
 def like(images: Tensor, channels: int) -> Tensor:
@@ -64,39 +70,45 @@ def like(images: Tensor, channels: int) -> Tensor:
 
 
 @convolved.register_fake
-def _(images, weight, back=False):
-    return like(images, weight.shape[1 if back else 0])
+def _(images, weight):
+    return like(images, len(weight))
 
 
-@torch.library.custom_op("tenfold::winograd_cpu_filters", mutates_args=())
-def of_filters(gradient_NOHW: Tensor, images_NIHW: Tensor, weight_OI33: Tensor) -> Tensor:
-    """The gradient of the weight, which lies as that does."""
-    gradient, images = ordered(gradient_NOHW), ordered(images_NIHW)
-    outputs, inputs = weight_OI33.shape[:2]
-    sums = images.new_empty((parts(len(images)), 3, 3, inputs, outputs))
-    shared(library(NAME).all_backward, [images, gradient], [sums], [], inputs, outputs, *images.shape[2:], best(*images.shape[2:]))
-    return torch.empty_like(weight_OI33).copy_(sums.sum(0).permute(3, 2, 0, 1))
+@torch.library.custom_op("tenfold::winograd_cpu_backward", mutates_args=())
+def gradients(gradient_NOHW: Tensor, images_NIHW: Tensor, weight_OI33: Tensor, of_images: bool, of_weight: bool) -> tuple[Tensor, Tensor]:
+    """Those of the images and of the weight, which lies as that does; empty where it is not asked for."""
+    gradient, images, side = ordered(gradient_NOHW), ordered(images_NIHW), best(*images_NIHW.shape[2:])
+    filters_O33I = weight_OI33.permute(0, 2, 3, 1)
+    out, places = (torch.empty_like(images), places_of(filters_O33I, side)) if of_images else (None, None)
+    sums = images.new_empty((parts(len(images)), *filters_O33I.shape)) if of_weight else None
+    shared(library(NAME).all_backward, [images, gradient, out], [sums], [places], *channels(weight_OI33), *images.shape[2:], side)
+    learnt = torch.empty_like(weight_OI33) if of_weight else images.new_empty(0)
+    if sums is not None:
+        torch.sum(sums, 0, out=learnt.permute(0, 2, 3, 1))
+    return images.new_empty(0) if out is None else out, learnt
 
 
-@of_filters.register_fake
-def _(gradient, images, weight):
-    return torch.empty_like(weight)
+@gradients.register_fake
+def _(gradient, images, weight, of_images, of_weight):
+    return like(images, images.shape[1]) if of_images else images.new_empty(0), torch.empty_like(weight) if of_weight else images.new_empty(0)
 
 
 def keep(ctx, inputs, output) -> None:
-    images, weight, ctx.back = inputs
-    ctx.save_for_backward(images, weight)
+    ctx.save_for_backward(*inputs)
 
 
 def go_back(ctx, gradient: Tensor):
     images, weight = ctx.saved_tensors
-    if ctx.back:
-        raise RuntimeError("this convolution has no gradient of a gradient: take float64, or CC=none in the environment for torch's own")
     asked = ctx.needs_input_grad
-    return convolved(gradient, weight, True) if asked[0] else None, of_filters(gradient, images, weight) if asked[1] else None, None
+    return tuple(given if wanted else None for given, wanted in zip(gradients(gradient, images, weight, *asked), asked))
+
+
+def no_further(*_):
+    raise RuntimeError("this convolution has no gradient of a gradient: take float64, or CC=none in the environment for torch's own")
 
 
 convolved.register_autograd(go_back, setup_context=keep)
+gradients.register_autograd(no_further)
 
-for operator in (convolved, of_filters):
+for operator in (convolved, gradients):
     operator.register_vmap(each_net(operator))

@@ -80,10 +80,13 @@ def test_a_gradient_that_nobody_asks_for_is_not_made(monkeypatch):
     monkeypatch.setattr(native, "done", lambda failed: called.append(failed) or done(failed))
     layer, images = made(16, 16), images_of((8, 16, 16, 8, 8))
     winograd_cpu.convolved(images, layer.weight).sum().backward()
-    assert len(called) == 3 and layer.weight.grad is not None  # filters' places, forward, the filters' gradient
+    assert len(called) == 3 and layer.weight.grad is not None  # filters' places, forward, back
     given = images.clone().requires_grad_()
     winograd_cpu.convolved(given, layer.weight.detach()).sum().backward()
-    assert len(called) == 3 + 4 and given.grad is not None
+    assert len(called) == 3 + 4 and given.grad is not None  # and the filters' places for the way back
+    whole = made(16, 16)
+    winograd_cpu.convolved(both := images.clone().requires_grad_(), whole.weight).sum().backward()
+    assert torch.equal(both.grad, given.grad) and torch.equal(whole.weight.grad, layer.weight.grad)
 
 
 def test_what_it_does_not_know_is_left_to_torch():
@@ -147,7 +150,8 @@ def test_the_same_bits_by_any_number_of_threads():
 def test_the_operators_hold_to_torchs_rules():
     images, weight = torch.randn(4, 16, 6, 6, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
     torch.library.opcheck(winograd_cpu.convolved, (images, weight))
-    torch.library.opcheck(winograd_cpu.of_filters, (images.detach(), images.detach(), weight.detach()))
+    for asked in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(winograd_cpu.gradients, (images.detach(), images.detach(), weight.detach(), *asked))
 
 
 def test_a_gradient_of_a_gradient_says_what_to_do():
