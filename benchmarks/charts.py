@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from train.figures import save
+from train.figures import log_scale, save
 
 LABELS = {  # how a row is called in a picture
     "resident": "Tenfold resident",
@@ -56,9 +56,9 @@ def loaders(results: list[dict], copies: list[dict], title: str, path: str) -> N
         text.set_fontweight("bold" if row["loader"] == "resident" else "normal")
     ax.axvline(bound, color=BOUND, lw=1.2, ls="--", zorder=0)
     ax.text(bound, len(bars) - 0.35, f"memory copy: {short(bound)}", ha="center", va="bottom", fontsize=9, color=BOUND)
-    ax.set(xscale="log", xlabel=f"images/s, log scale (batch {size:,}, {dtype}); median, least and largest", ylim=(-0.6, len(bars) - 0.4))
+    ax.set(xlabel=f"images/s, log scale (batch {size:,}, {dtype}); median, least and largest", ylim=(-0.6, len(bars) - 0.4))
     ax.set_xlim(10 ** int(len(str(int(speeds[0].least))) - 1) / 2, bound * 4)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    log_scale(ax, lambda value: f"{value:,.0f}")
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
     ax.set_title(title, fontsize=11, pad=22)

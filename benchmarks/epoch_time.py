@@ -120,7 +120,7 @@ def chart(results: list[dict], title: str, path: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from train.figures import save
+    from train.figures import log_scale, save
 
     shown = [r for r in results if "missing" not in r]
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.55 * len(shown) + 1.6))
@@ -132,8 +132,8 @@ def chart(results: list[dict], title: str, path: str) -> None:
         ax.barh([r["pipeline"] for r in bars], values, xerr=reach, color=colours, error_kw={"lw": 1, "capsize": 2})
         ax.set(xlabel=f"images/s, {label}")
         if key.startswith("loader"):
-            ax.set_xscale("log")
-            ax.set_xlim(left=1000)
+            ax.set_xlim(1000, 4 * max(r[key].largest for r in bars))
+            log_scale(ax, lambda value: f"{value:,.0f}")
         for i, (value, high) in enumerate(zip(values, reach[1])):
             ax.text(value + high, i, f"  {value:,.0f}", va="center", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)

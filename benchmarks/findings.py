@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.labels import log_scale
 from benchmarks.measure import field_seconds, table
 from benchmarks.surface import Choice, Estimate, Range, Surface
-from train.figures import TEST, plt, save
+from train.figures import TEST, log_scale, plt, save
 from train.recipe import Recipe, flag
 
 HEADER = ["setting", "drawn from", "the recipe's", "low → high, points", "middle, points", "train, points", "seconds", "best"]

@@ -1,6 +1,6 @@
-"""What is written on a scatter plot: names beside its dots, each where it covers the least, and the numbers of a log axis."""
+"""Names beside the dots of a scatter plot, each where it covers the least."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # where a name may stand, the best first: its offset from the dot, points, and how it is aligned there
@@ -62,13 +62,3 @@ def _area(box) -> float:
 def _overlap(one, other) -> float:
     width, height = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
     return max(width, 0.0) * max(height, 0.0)
-
-
-def log_scale(axes, spelled: Callable[[float], str] = lambda value: f"{value:g}") -> None:
-    """A log scale for x, with numbers at 1, 2 and 5 of each decade, `spelled` out."""
-    from matplotlib.ticker import LogLocator, NullLocator  # here: there may be no matplotlib
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: spelled(value))

@@ -16,13 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
 import nets  # noqa: E402
-from benchmarks.labels import Label, log_scale, place  # noqa: E402
+from benchmarks.labels import Label, place  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
 from pipelines.errors import exit_code  # noqa: E402
 from pipelines.files import replacing  # noqa: E402
 from train.assembly import known  # noqa: E402
-from train.figures import TEST, TRAIN, plt, save  # noqa: E402
+from train.figures import TEST, TRAIN, log_scale, plt, save  # noqa: E402
 from train.flags import named, parse  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.labels import log_scale
-from train.figures import TEST, TRAIN, plt, save
+from train.figures import TEST, TRAIN, log_scale, plt, save
 from train.interval import Interval, difference, p_at_least
 
 COLOURS = (TEST, TRAIN, "#999933", "#aa3377", "#228833", "#66ccee")

@@ -106,6 +106,22 @@ def run_folder(store, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def drawn(monkeypatch) -> list[str]:
+    """What stands written in the pictures that the test saves."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    texts, save = [], Figure.savefig
+
+    def saved(figure, *given, **settings):
+        save(figure, *given, **settings)
+        texts.extend(text.get_text() for text in figure.findobj(Text))
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    return texts
+
+
+@pytest.fixture
 def no_pictures(monkeypatch):
     """Runs without a report, which takes longer than small trainings and is tested by itself."""
     from train import report

@@ -123,7 +123,7 @@ def test_a_chart_without_matplotlib_is_refused_before_anything_is_measured(store
         breakdown.main(["--data", str(store.path), "--chart", "b.png"])
 
 
-def test_epoch_time_states_every_figure(store, absent, tmp_path, capsys):
+def test_epoch_time_states_every_figure(store, absent, tmp_path, capsys, drawn):
     flags = ["--epochs", "2", "--passes", "1", "--lr", "0.01", "--json", str(tmp_path / "e.json"), "--chart", str(tmp_path / "e.png")]
     epoch_time.main(["--data", str(store.path), "--pipelines", "ffcv", "resident", *SMALL, *flags])
     missing, resident, fixed = json.loads((tmp_path / "e.json").read_text())["rows"]
@@ -131,6 +131,7 @@ def test_epoch_time_states_every_figure(store, absent, tmp_path, capsys):
     for key in ("loader_images_per_second", "images_per_second", "epoch_seconds"):
         numbers(resident[key], 1)
     assert 0 <= resident["test_accuracy"] <= 1 and "not installed |" in capsys.readouterr().out
+    assert "1,000" in drawn and not any("$" in text for text in drawn)
 
 
 # The runner

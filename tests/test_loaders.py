@@ -158,7 +158,7 @@ def test_figures_within_a_pass(store):
     assert results[0]["of_copy_bound"].largest == pytest.approx(300 * 15360 / 1e6)
 
 
-def test_command(store, tmp_path, monkeypatch, capsys):
+def test_command(store, tmp_path, monkeypatch, capsys, drawn):
     out, picture = tmp_path / "l.json", tmp_path / "l.png"
     monkeypatch.setattr(loaders, "COPIED", {"cpu": 1 << 16, "cuda": 1 << 16})
     monkeypatch.setattr(sys, "argv", ["loaders.py"])
@@ -172,6 +172,7 @@ def test_command(store, tmp_path, monkeypatch, capsys):
     assert all(r["images_per_second"]["n"] == 2 and r["images_a_pass"] == 20 and r["of_copy_bound"] for r in written["rows"])
     assert len(written["copies"]) == 2 and {"command", "commit", "hardware", "versions", "data", "settings"} <= written.keys()
     assert picture.stat().st_size > 5000 and "| record-masks" in capsys.readouterr().out
+    assert "10,000" in drawn and not any("$" in text for text in drawn)
 
 
 def test_mistakes_are_named(store):

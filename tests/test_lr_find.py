@@ -60,11 +60,12 @@ def test_it_ends_where_the_loss_is_no_number(bad):
     assert len(measure(Told([1.0] * 15 + [bad]), np.geomspace(0.1, 10, 50))) == 15
 
 
-def test_the_command_prints_flags_and_draws(store, tmp_path, capsys):
+def test_the_command_prints_flags_and_draws(store, tmp_path, capsys, drawn):
     flags = ["--steps", "60", "--highest", "1000", "--data", str(store.path), "--batch-size", "16", "--device", "cpu", "--out", str(tmp_path)]
     lr_find.main(["cpu", *flags])
     said = capsys.readouterr().out
     assert (tmp_path / "lr-find.png").stat().st_size > 10_000 and "for the linear schedule: --muon-lr " in said and " --lr " in said.splitlines()[-1]
+    assert {"0.001", "0.1", "10"} <= set(drawn) and not any("$" in text for text in drawn)
 
 
 @pytest.mark.parametrize("flags", [["--steps", "9"], ["--lowest", "0"], ["--lowest", "2", "--highest", "1"], ["level1", "--lr", "0"]])

@@ -6,6 +6,7 @@
 from __future__ import annotations  # plt.Figure is not looked up, as plt may be None
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ def save(path: Path, figure: plt.Figure) -> None:
         warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)
+
+
+def log_scale(axes: plt.Axes, spelled: Callable[[float], str] = lambda value: f"{value:g}") -> None:
+    """A log scale for x, with numbers at 1, 2 and 5 of each decade, or of three decades and more at 1, `spelled` out: matplotlib's own are in the notation that is off here."""
+    from matplotlib.ticker import LogLocator, NullLocator  # here: there may be no matplotlib
+
+    axes.set_xscale("log")
+    least, most = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 1000 * least else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: spelled(value))
 
 
 def curves(history: list[dict], title: str) -> plt.Figure:

@@ -83,7 +83,8 @@ def draw(path: Path, name: str, rates: np.ndarray, losses: np.ndarray, marks: di
     for (text, rate), style in zip(marks.items(), (":", "--")):
         axes.axvline(rate, color=figures.TEST, lw=1.2, ls=style, label=f"{text}: {rate:.3g}")
     margin = 0.25 * (smooth[0] - smooth.min())
-    axes.set(xscale="log", xlabel=name, ylabel="cross-entropy of a step", ylim=(smooth.min() - margin, smooth[0] + 2 * margin), title=title)
+    axes.set(xlabel=name, ylabel="cross-entropy of a step", ylim=(smooth.min() - margin, smooth[0] + 2 * margin), title=title)
+    figures.log_scale(axes)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left")
