@@ -128,8 +128,9 @@ ALWAYS filter_map_back(const vec *t, vec *g, int step, int m) {
 PLACES_OF(places_of_tile, (m + 2), tile_map)
 PLACES_OF(places_of_square, m, square_map_back)
 
-/* Some channels of `size` x `size` pixels of an image, from row y and column x on, from their places, as far as they lie in the image: put there, or added to what is there. */
 static inline void add(float *p, vec x) { put(p, at(p) + x); }
+
+/* Some channels of `size` x `size` pixels of an image, from row y and column x on, from their places, as far as they lie in the image: put there, or added to what is there. */
 #define OF_PLACES(name, size, border, map, gives)                                                                               \
     ALWAYS name(const float *places, long pitch, float *image, int y, int x, int count, int channels, Shape s, int m) {         \
         int bottom = s.height - y + border, right = s.width - x + border;                                                       \
