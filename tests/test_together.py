@@ -20,7 +20,7 @@ from train.runs import train
 from train.sweep import read
 from train.together import Together, own_norm, side_by_side, stacked
 
-SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32")
+SMALL = dict(net="tiny10k", epochs=2, batch_size=16, lr=0.1, device="cpu", precision="fp32")
 
 
 def quiet(*_):
@@ -44,16 +44,18 @@ def losses(folder) -> torch.Tensor:
     return torch.tensor([json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()])
 
 
+ROUGH = ("level1", "speednet")  # pools and ReLU choose: what differs by a rounding of 1e-6 may differ by 1e-3 within six steps, and with `level1` at ten times this rate by 1e-2
 SETTINGS = {
     "plain": ({}, [{"seed": s} for s in range(3)]),
+    "a ladder's": (dict(net="level1", lr=0.002), [{"seed": s} for s in range(2)]),
     "muon growing": (dict(net="quick", optimiser="muon", muon_lr=0.02, first_side=16, schedule="linear", warmup=1.0), [{"seed": s} for s in range(2)]),
     "few parameters": (dict(net="tiny10k", optimiser="muon", muon_lr=0.02), [{"seed": s} for s in range(2)]),
     "whitening": (dict(net="speednet", optimiser="muon", lr=0.1, head_lr=0.1, muon_lr=0.01), [{"seed": s} for s in range(2)]),
     "adamw, mean of weights, mixed": (dict(optimiser="adamw", lr=1e-4, ema=0.9, mixup=0.5, label_smoothing=0.1), [{"seed": s} for s in range(2)]),
-    "other rates and losses": (dict(momentum=0.5), [{"lr": 0.01}, {"lr": 0.02}, {"label_smoothing": 0.2}, {"weight_decay": 0.1}]),
-    "other schedules": (dict(lr=0.02), [{"schedule": "linear"}, {"schedule": "constant"}, {"warmup": 2.0}, {"schedule": "step", "step_epochs": 1}]),
-    "some mixed": (dict(lr=0.02), [{"mixup": 0.0}, {"mixup": 0.5}]),
-    "mixed and not": (dict(lr=0.02), [{"mixup": 0.5}, {"mixup": 0.0}]),
+    "other rates and losses": (dict(momentum=0.5), [{"lr": 0.05}, {"lr": 0.2}, {"label_smoothing": 0.2}, {"weight_decay": 0.1}]),
+    "other schedules": ({}, [{"schedule": "linear"}, {"schedule": "constant"}, {"warmup": 2.0}, {"schedule": "step", "step_epochs": 1}]),
+    "some mixed": ({}, [{"mixup": 0.0}, {"mixup": 0.5}]),
+    "mixed and not": ({}, [{"mixup": 0.5}, {"mixup": 0.0}]),
     "plateau": (dict(schedule="plateau", patience=0), [{"seed": 1}, {"lr": 0.0}]),
 }
 
@@ -76,9 +78,9 @@ def test_norms_of_several_nets_keep_half_precision():
 @pytest.mark.parametrize("batched", [True, False])
 def test_each_is_as_it_is_alone(store, tmp_path, settings, several, batched):
     ours, theirs = finished(store, tmp_path, settings, several, batched), alone(store, tmp_path, settings, several)
+    limit = 0.0 if not batched else 2e-3 if settings.get("net") in ROUGH else 1e-5
     for i, (a, b) in enumerate(zip(ours, theirs)):
-        together, single = losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}")
-        torch.testing.assert_close(together, single, rtol=2e-3, atol=2e-3) if batched else torch.testing.assert_close(together, single, rtol=0, atol=0)
+        torch.testing.assert_close(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"), rtol=limit, atol=limit)
         assert a["test_accuracy"] == pytest.approx(b["test_accuracy"], abs=0.2 if batched else 0)  # 11 images
         net = nets.load(a["net"], 10)
         first, second = (load_model(tmp_path / name / "model.safetensors", net).state_dict() for name in (str(i), f"alone-{i}"))
@@ -104,9 +106,9 @@ def test_a_teacher_looks_once_for_all_that_it_teaches(store, tmp_path, monkeypat
     assert all(torch.Size(shape[1:]) == (3, 32, 32) for shape in looks)
     alone(store, tmp_path, settings, several)
     for i in range(2):
-        torch.testing.assert_close(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"), rtol=1e-5, atol=1e-5)
     finished(store, tmp_path / "other", settings, [{"seed": 0}, {"seed": 1, "temperature": 2.0}], batched=True)
-    torch.testing.assert_close(losses(tmp_path / "other" / "0"), losses(tmp_path / "alone-0"), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(losses(tmp_path / "other" / "0"), losses(tmp_path / "alone-0"), rtol=1e-5, atol=1e-5)
 
 
 def test_slices_share_memory_and_gradients():
@@ -131,12 +133,12 @@ def test_images_stand_side_by_side_without_a_copy():
 
 
 def test_one_diverges_and_the_others_go_on(store, tmp_path):
-    made = [Recipe(**{**SMALL, "lr": lr, "seed": 3}, data=str(store.path)) for lr in (0.01, 1e30)]
+    made = [Recipe(**{**SMALL, "lr": lr, "seed": 3}, data=str(store.path)) for lr in (SMALL["lr"], 1e30)]
     each = [Run(recipe, tmp_path / str(i), torch.device("cpu"), "", quiet, Kept()) for i, recipe in enumerate(made)]
     errors = Together([run.training for run in each], True).follow([run.course() for run in each])
     assert errors[0] is None and isinstance(errors[1], Diverged)
     alone(store, tmp_path, {}, [{"seed": 3}])
-    torch.testing.assert_close(losses(tmp_path / "0"), losses(tmp_path / "alone-0"), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(losses(tmp_path / "0"), losses(tmp_path / "alone-0"), rtol=1e-5, atol=1e-5)
 
 
 def test_runs_together_are_the_runs(store, tmp_path):
@@ -167,7 +169,7 @@ def test_a_group_goes_on_with_other_seeds(store, tmp_path):
         assert group.holds([run.training for run in fresh]) and not group.holds([fresh[0].training])
         assert group.follow([run.course() for run in fresh]) == [None, None]
     for i in range(4):
-        torch.testing.assert_close(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(losses(tmp_path / str(i)), losses(tmp_path / f"alone-{i}"), rtol=1e-5, atol=1e-5)
 
 
 class Interrupted(Exception):
