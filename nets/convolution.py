@@ -1,4 +1,4 @@
-"""Convolutions as a processor does them best: in float32 by Winograd's (`winograd_cpu.py`), and small maps in bf16 with AMX.
+"""Convolutions as a processor does them best: by Winograd's (`winograd_cpu.py`), and small maps in bf16 with AMX.
 
 Of the latter the gradient of the filters is one product of matrices. oneDNN's own takes six to twelve times as long as the same convolution's forward pass where 128
 channels meet on a map of 2x2 or 4x4 (torch 2.11, 256 images, two threads): its matrix unit wants long rows. Each pixel's patch copied out, as one row, and multiplied with the gradient takes a seventh of that time at 2x2, a quarter at 4x4
@@ -12,19 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from nets import winograd_cpu
+from nets.native import AMX
 
 PIXELS = 64  # of the largest map, 8x8
 CHANNELS = 64  # at least, on both sides: `level1` with its 16 and 32 was 5% slower
 BYTES = 32 * 2**20  # of copies at a time
-AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))  # the one unit that was measured
 
 
 class Conv2d(nn.Conv2d):
-    """torch's, and the same values but for rounding; in float32 by `winograd_cpu.py` where that takes it, in training bf16 with AMX with gradients by `ByPatches`."""
+    """torch's, and the same values but for rounding; by `winograd_cpu.py` where that takes it, in training bf16 with AMX with gradients by `ByPatches`."""
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         if winograd_cpu.takes(self, images_NCHW):
-            return winograd_cpu.convolved(images_NCHW, self.weight)
+            return winograd_cpu.convolved(images_NCHW.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else images_NCHW, self.weight)
         return by_patches(images_NCHW, self.weight, int(self.padding[0])) if self.suits(images_NCHW) else super().forward(images_NCHW)
 
     def suits(self, images_NCHW: torch.Tensor) -> bool:

@@ -23,6 +23,7 @@ HEADER = Path(__file__).with_name("vectors.h")
 # every ARM of 64 bits has the instructions that are needed, and compilers of Apple's did not all know the flag
 OWN = () if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
 FLAGS = (*OWN, "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC")
+AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))  # a matrix unit, for which oneDNN's convolutions are made
 PART = 32  # images that a thread takes at a time, as in `vectors.h`
 
 
@@ -56,10 +57,14 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
-def known_to(operator: str, images: Tensor) -> bool:
-    """Whether an operator in C can take the images: in float32 on a processor, where a compiler has made it."""
-    known = images.device.type == "cpu" and images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return known and not exporting() and available(operator)
+def known_to(operator: str, images: Tensor, half: bool = False) -> bool:
+    """Whether an operator in C can take the images: in float32 on a processor, where a compiler has made it; one that knows what to do of `half` precision, where
+    autocast asks for bfloat16, too."""
+    if torch.is_autocast_enabled("cpu"):
+        known = half and torch.get_autocast_dtype("cpu") == torch.bfloat16 and images.dtype in (torch.float32, torch.bfloat16)
+    else:
+        known = images.dtype == torch.float32
+    return known and images.device.type == "cpu" and not exporting() and available(operator)
 
 
 def processor() -> str:
@@ -98,8 +103,8 @@ def shared(function, maps: Sequence[Tensor | None], sums: Sequence[Tensor | None
 
 
 def row(tensor: Tensor | None) -> int:
-    """Numbers from one row to the next."""
-    return 0 if tensor is None else tensor.stride(0)
+    """From one row to the next, in floats of 32 bits."""
+    return 0 if tensor is None else tensor.stride(0) * tensor.itemsize // 4
 
 
 def done(failed: int) -> None:

@@ -11,8 +11,6 @@ enum { RUN = 64 }; /* pixels that a sum takes before it is added to a longer one
 enum { AHEAD = 4096 }; /* bytes: what a pass will want of a map by then is asked for, since most of its time it waits for memory */
 
 typedef unsigned char places __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef unsigned short halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef unsigned int vecu __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     long pixels; /* of all images */
@@ -37,34 +35,20 @@ static inline __attribute__((always_inline)) vec passed(vec gradient, vec z, int
     return gradient;
 }
 
-/* bf16 is the upper half of a float, rounded to the nearest, of two to the even one. */
-static inline halves rounded(vec x) {
-#ifdef __AVX512BF16__
-    return (halves)_mm512_cvtneps_pbh((__m512)x);
-#else
-    vecu bits = (vecu)x, whole = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, none = (vecu)(x != x);
-    return __builtin_convertvector((whole & ~none) | (0x7fc0 & none), halves);
-#endif
-}
-
-/* Values of a map, of float or, where it is half, bf16. */
-static inline __attribute__((always_inline)) vec get(const void *map, long i, int half) {
+/* As `get` and `set` do. */
+static inline __attribute__((always_inline)) vec take(const void *map, long i, int half) {
     __builtin_prefetch((const char *)map + i * (half ? 2 : 4) + AHEAD, 0);
-    if (!half) return at((const float *)map + i);
-    return (vec)(__builtin_convertvector(*(const halves *)((const unsigned short *)map + i), vecu) << 16);
+    return get(map, i, half);
 }
-static inline __attribute__((always_inline)) void set(void *map, long i, vec x, int half) {
+static inline __attribute__((always_inline)) void give(void *map, long i, vec x, int half) {
     __builtin_prefetch((const char *)map + i * (half ? 2 : 4) + AHEAD, 1);
-    if (half)
-        *(halves *)((unsigned short *)map + i) = rounded(x);
-    else
-        put((float *)map + i, x);
+    set(map, i, x, half);
 }
 
 /* The value of a window's pixel that was the largest; `line` from a pixel to the one below. */
 static inline __attribute__((always_inline)) vec picked(const void *images, long corner, veci place, long channels, long line, int half) {
-    vec low = either(place == 0, get(images, corner, half), get(images, corner + channels, half));
-    vec high = either(place == 2, get(images, corner + line, half), get(images, corner + line + channels, half));
+    vec low = either(place == 0, take(images, corner, half), take(images, corner + channels, half));
+    vec high = either(place == 2, take(images, corner + line, half), take(images, corner + line + channels, half));
     return either(place < 2, low, high);
 }
 
@@ -107,7 +91,7 @@ ALWAYS sums_of(const void *images, const float *pivot, float *sums, Shape s, lon
         vec some[4] = {}, squares[4] = {};
         for (long k = i; k < i + RUN && k < s.pixels; k++, p += s.channels)
             EACH(v) {
-                vec d = get(images, p + v * LANES, half) - from[v];
+                vec d = take(images, p + v * LANES, half) - from[v];
                 some[v] += d, squares[v] += d * d;
             }
         EACH(v) first[v] += some[v], second[v] += squares[v];
@@ -121,9 +105,9 @@ ALWAYS forward(const void *images, const float *scale, const float *start, const
     for (long i = 0; i < s.pixels; i++)
         EACH(v) {
             long p = i * s.channels + c + v * LANES;
-            vec y = active(get(images, p, half) * by[v] + more[v], act);
-            if (shortcut) y += get(shortcut, p, half);
-            set(out, p, y, half);
+            vec y = active(take(images, p, half) * by[v] + more[v], act);
+            if (shortcut) y += take(shortcut, p, half);
+            give(out, p, y, half);
         }
 }
 
@@ -135,14 +119,14 @@ ALWAYS pooled(const void *images, const float *scale, const float *start, unsign
         for (long x = 0, corner = (row / h * s.height + row % h * 2) * line + c; x < w; x++, corner += 2 * s.channels, q += s.channels)
             EACH(v) {
                 long p = corner + v * LANES;
-                vec best = active(get(images, p, half) * by[v] + more[v], act);
+                vec best = active(take(images, p, half) * by[v] + more[v], act);
                 veci chosen = {};
                 for (int k = 1; k < 4; k++) {
-                    vec y = active(get(images, p + k % 2 * s.channels + k / 2 * line, half) * by[v] + more[v], act);
+                    vec y = active(take(images, p + k % 2 * s.channels + k / 2 * line, half) * by[v] + more[v], act);
                     veci better = (y > best) | (y != y); /* as torch's: the first of equal ones, and no number where there is one */
                     best = either(better, y, best), chosen = (better & k) | (chosen & ~better);
                 }
-                set(out, q + v * LANES, best, half);
+                give(out, q + v * LANES, best, half);
                 if (place) *(places *)(place + q + v * LANES) = __builtin_convertvector(chosen, places);
             }
 }
@@ -154,7 +138,7 @@ ALWAYS back_sums(const void *images, const void *gradient, const float *scale, c
     for (long i = 0; i < s.pixels; i++)
         EACH(v) {
             long p = i * s.channels + c + v * LANES;
-            vec x = get(images, p, half), behind = passed(get(gradient, p, half), x * by[v] + more[v], act);
+            vec x = take(images, p, half), behind = passed(take(gradient, p, half), x * by[v] + more[v], act);
             first[v] += behind, second[v] += behind * (x - from[v]);
         }
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
@@ -169,7 +153,7 @@ ALWAYS pooled_back_sums(const void *images, const void *gradient, const unsigned
         for (long x = 0, corner = (row / h * s.height + row % h * 2) * line + c; x < w; x++, corner += 2 * s.channels, q += s.channels)
             EACH(v) {
                 vec value = picked(images, corner + v * LANES, chosen_of(place + q + v * LANES), s.channels, line, half);
-                vec behind = passed(get(gradient, q + v * LANES, half), value * by[v] + more[v], act);
+                vec behind = passed(take(gradient, q + v * LANES, half), value * by[v] + more[v], act);
                 first[v] += behind, second[v] += behind * (value - from[v]);
             }
     EACH(v) put(sums + c + v * LANES, first[v]), put(sums + s.channels + c + v * LANES, second[v]);
@@ -183,8 +167,8 @@ ALWAYS back(const void *images, const void *gradient, const float *scale, const 
     for (long i = 0; i < s.pixels; i++)
         EACH(v) {
             long p = i * s.channels + c + v * LANES;
-            vec x = get(images, p, half), behind = passed(get(gradient, p, half), x * by[v] + more[v], act);
-            set(out, p, by[v] * behind - (x * less[v] + least[v]), half);
+            vec x = take(images, p, half), behind = passed(take(gradient, p, half), x * by[v] + more[v], act);
+            give(out, p, by[v] * behind - (x * less[v] + least[v]), half);
         }
 }
 
@@ -203,12 +187,12 @@ ALWAYS pooled_back(const void *images, const void *gradient, const unsigned char
                 if (below && beside) {
                     chosen = chosen_of(place + q + v * LANES);
                     vec value = picked(images, corner + v * LANES, chosen, s.channels, line, half);
-                    behind = by[v] * passed(get(gradient, q + v * LANES, half), value * by[v] + more[v], act);
+                    behind = by[v] * passed(take(gradient, q + v * LANES, half), value * by[v] + more[v], act);
                 }
                 for (int k = 0; k < 4; k++) {
                     if ((k % 2 && !beside) || (k / 2 && !below)) continue;
                     long p = corner + v * LANES + k % 2 * s.channels + k / 2 * line;
-                    set(out, p, either(chosen == k, behind, (vec){}) - (get(images, p, half) * less[v] + least[v]), half);
+                    give(out, p, either(chosen == k, behind, (vec){}) - (take(images, p, half) * less[v] + least[v]), half);
                 }
             }
         }

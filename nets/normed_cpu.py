@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.native import available, done, each_net, exporting, known_to, library, map_of, ordered, place as address
+from nets.native import done, each_net, known_to, library, map_of, ordered, place as address
 
 NAME = "normed_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -26,17 +26,11 @@ def takes(norm: nn.Module, activation: nn.Module | None, images_NCHW: Tensor) ->
     pass, and SiLU, ReLU or nothing; in float32, or in bfloat16 as autocast has it."""
     if type(norm) is not nn.BatchNorm2d or type(activation) not in ACTS or not (norm.affine and norm.track_running_stats):
         return False
-    if norm.weight.dtype != torch.float32 or norm.num_features % LEAST or not (known_to(NAME, images_NCHW) or cast(images_NCHW)):
+    if norm.weight.dtype != torch.float32 or norm.num_features % LEAST or not known_to(NAME, images_NCHW, half=True):
         return False
     if norm.training:
         return norm.momentum is not None and images_NCHW[:, 0].numel() > 1
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-
-
-def cast(images_NCHW: Tensor) -> bool:
-    """Whether autocast made them."""
-    half = images_NCHW.device.type == "cpu" and images_NCHW.dtype == torch.bfloat16
-    return half and torch.is_autocast_enabled("cpu") and not exporting() and available(NAME)
 
 
 def normed(norm: Any, activation: nn.Module | None, images_NCHW: Tensor, shortcut: Tensor | None = None, pools: bool = False) -> Tensor:

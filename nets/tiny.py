@@ -87,11 +87,11 @@ class Block(Look):
         """Whether a processor's operator can do it, for which channels go by eights."""
         if type(self.norm) is not ChannelNorm or (self.training and self.dropout.p) or images_NCHW.shape[1] % 8:
             return False
-        return known_to(gated_cpu.NAME, images_NCHW)
+        return known_to(gated_cpu.NAME, images_NCHW, half=True)
 
     def native(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
-        """The same by one operator, which gives planes."""
-        return gated_cpu.gated_block(images_NCHW, *self.matrices(own), own.norm.eps)
+        """The same by one operator, which gives planes; in float32 where autocast would have less, which takes a processor longer."""
+        return gated_cpu.gated_block(images_NCHW.float(), *self.matrices(own), own.norm.eps)
 
     def matrices(self, own: Any) -> tuple[torch.Tensor, ...]:
         """The parameters of one use as the operators take them."""
@@ -113,7 +113,7 @@ class Grouped(nn.Conv2d):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         if self.nativable(images_NCHW):
-            return grouped_cpu.grouped(images_NCHW, self.weight)
+            return grouped_cpu.grouped(images_NCHW.float(), self.weight)
         if not self.dense(images_NCHW):
             return super().forward(images_NCHW)
         parts = self.weight.permute(0, 2, 3, 1).unflatten(0, (self.groups, -1))  # [groups, outputs, height, width, inputs], of one group each
@@ -124,7 +124,7 @@ class Grouped(nn.Conv2d):
     def nativable(self, images_NCHW: torch.Tensor) -> bool:
         """Whether a processor's operator can do it: of planes, as the blocks' own gives them, and whole windows."""
         whole = images_NCHW.is_contiguous() and images_NCHW.shape[2] % 2 == images_NCHW.shape[3] % 2 == 0
-        return whole and known_to(grouped_cpu.NAME, images_NCHW)
+        return whole and known_to(grouped_cpu.NAME, images_NCHW, half=True)
 
     def dense(self, images_NCHW: torch.Tensor) -> bool:
         """Whether zeros are the faster way here."""

@@ -20,6 +20,8 @@ enum { LANES = 4, EDGE = 4 };
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int veci __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef unsigned vecu __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef unsigned short halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef float part __attribute__((vector_size(4 * EDGE), aligned(4), may_alias));
 typedef int parti __attribute__((vector_size(4 * EDGE)));
 #ifdef __clang__
@@ -31,6 +33,28 @@ typedef int parti __attribute__((vector_size(4 * EDGE)));
 static inline vec at(const float *p) { return *(const vec *)p; }
 static inline void put(float *p, vec x) { *(vec *)p = x; }
 static inline vec all(float x) { return x - (vec){}; }
+typedef int word __attribute__((may_alias));
+static inline vec same(const float *p) { return (vec)(*(const word *)p - (veci){}); } /* the 32 bits, whatever they are */
+/* bf16 is the upper half of a float, rounded to the nearest, of two to the even one. */
+static inline halves rounded(vec x) {
+#ifdef __AVX512BF16__
+    return (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    vecu bits = (vecu)x, whole = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, none = (vecu)(x != x);
+    return __builtin_convertvector((whole & ~none) | (0x7fc0 & none), halves);
+#endif
+}
+static inline vecu words(halves x) { return __builtin_convertvector(x, vecu); }
+/* Values of a map, of float or, where it is half, bf16. */
+static inline __attribute__((always_inline)) vec get(const void *map, long i, int half) {
+    return half ? (vec)(words(*(const halves *)((const unsigned short *)map + i)) << 16) : at((const float *)map + i);
+}
+static inline __attribute__((always_inline)) void set(void *map, long i, vec x, int half) {
+    if (half)
+        *(halves *)((unsigned short *)map + i) = rounded(x);
+    else
+        put((float *)map + i, x);
+}
 static inline float sum(vec x) {
     float s = 0;
     for (int i = 0; i < LANES; i++) s += x[i];

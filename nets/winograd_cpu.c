@@ -2,7 +2,10 @@
 
    Maps lie with their channels last and are cut into squares of m x m pixels, m two, three or four, each of which sees a tile of m + 2. A fixed linear map makes as many places
    of a tile as it has pixels, another as many of a filter; at each place the channels of many tiles are multiplied with filters as matrices are, and a third map makes the
-   square of it: of 4x4 pixels 36 products where there were 144. */
+   square of it: of 4x4 pixels 36 products where there were 144.
+
+   In bf16, where a processor has vectors for it, places hold pairs of neighbouring terms of a sum in a word of 32 bits: for it, too, a place of some channels is a row of words.
+   Sums and maps are of floats. */
 
 #include "vectors.h"
 
@@ -17,7 +20,7 @@ enum { MOST = 6, TAPS = 3, PANEL = WIDE * LANES, BLOCK = 32 }; /* MOST: of a til
 enum { APART = 16 }; /* floats between places, without which all of a tile's would want the same lines of a cache */
 
 #define ALWAYS static inline __attribute__((always_inline)) void
-#define ALWAYS_INT static inline __attribute__((always_inline)) int
+#define ALWAYS_VEC static inline __attribute__((always_inline)) vec
 #define EACH(i, count) _Pragma("GCC unroll 8") for (int i = 0; i < (count); i++)
 
 typedef struct {
@@ -29,43 +32,49 @@ static Shape shape_of(const int *n, int m) {
     return (Shape){n[0], n[1], n[2], n[3], across, down * across};
 }
 
-/* The maps in one dimension, by as many of the points 0, 1, -1, 2, -2 as there are places but one, and infinity (Lavin and Gray 2015). Results lie `step` apart. */
+/* The maps in one dimension, by polynomials at as many points as there are places, the last of them infinity (Lavin and Gray 2015): 0, 1 and -1; 1/2, -1/2, 3/2 and -3/2;
+   0, a, -a, 2a and -2a with a = 3/4, since larger powers, and points that lie closer, round more: for 1/2, 3/4 and 3/2 some half as much as for 1 and 2. Results lie `step` apart. */
+#define A1 0.75f
+#define A2 (A1 * A1)
+#define A3 (A2 * A1)
+#define A4 (A2 * A2)
 ALWAYS tile_map(const vec *d, vec *t, int step, int m) {
     if (m == 2) {
         t[0] = d[0] - d[2], t[step] = d[1] + d[2], t[2 * step] = d[2] - d[1], t[3 * step] = d[3] - d[1];
     } else if (m == 3) {
-        vec a = d[3] - d[1];
-        t[0] = 2.0f * (d[0] - d[2]) + a;
-        t[step] = d[3] - d[2] - 2.0f * d[1], t[2 * step] = d[3] - 3.0f * d[2] + 2.0f * d[1], t[3 * step] = a;
-        t[4 * step] = d[4] - d[2] - 2.0f * a;
+        vec a = d[3] - 2.25f * d[1], b = 0.5f * d[2] - 1.125f * d[0], c = d[3] - 0.25f * d[1], e = 1.5f * d[2] - 0.375f * d[0];
+        t[0] = b + a, t[step] = b - a, t[2 * step] = e + c, t[3 * step] = e - c;
+        t[4 * step] = d[4] - 2.5f * d[2] + 0.5625f * d[0];
     } else {
-        vec a = d[4] - 4.0f * d[2], b = d[3] - 4.0f * d[1], c = d[4] - d[2], e = 2.0f * (d[3] - d[1]);
-        t[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
-        t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e, t[4 * step] = c - e;
-        t[5 * step] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+        vec a = d[4] - 4 * A2 * d[2], b = d[3] - 4 * A2 * d[1], c = d[4] - A2 * d[2], e = d[3] - A2 * d[1];
+        t[0] = 4 * A4 * d[0] - 5 * A2 * d[2] + d[4];
+        t[step] = a + A1 * b, t[2 * step] = a - A1 * b, t[3 * step] = c + 2 * A1 * e, t[4 * step] = c - 2 * A1 * e;
+        t[5 * step] = 4 * A4 * d[1] - 5 * A2 * d[3] + d[5];
     }
 }
 ALWAYS filter_map(const vec *g, vec *t, int step, int m) {
-    vec a = g[0] + g[2], b = g[1];
     if (m == 2) {
+        vec a = g[0] + g[2], b = g[1];
         t[0] = g[0], t[step] = (a + b) * 0.5f, t[2 * step] = (a - b) * 0.5f;
     } else if (m == 3) {
-        t[0] = g[0] * 0.5f, t[step] = (a + b) * -0.5f, t[2 * step] = (b - a) * (1.0f / 6), t[3 * step] = g[0] * (1.0f / 6) + b * (1.0f / 3) + g[2] * (2.0f / 3);
+        vec a = -0.5f * g[0] - 0.125f * g[2], b = -0.25f * g[1], c = (1.0f / 6) * g[0] + 0.375f * g[2], e = 0.25f * g[1];
+        t[0] = a + b, t[step] = a - b, t[2 * step] = c + e, t[3 * step] = c - e;
     } else {
-        vec c = g[0] * (1.0f / 24) + g[2] * (1.0f / 6), e = b * (1.0f / 12);
-        t[0] = g[0] * 0.25f, t[step] = (a + b) * (-1.0f / 6), t[2 * step] = (b - a) * (1.0f / 6), t[3 * step] = c + e, t[4 * step] = c - e;
+        vec a = g[0] * (-1 / (6 * A4)) + g[2] * (-1 / (6 * A2)), b = g[1] * (-1 / (6 * A3));
+        vec c = g[0] * (1 / (24 * A4)) + g[2] * (1 / (6 * A2)), e = g[1] * (1 / (12 * A3));
+        t[0] = g[0] * (1 / (4 * A4)), t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e, t[4 * step] = c - e;
     }
     t[(m + 1) * step] = g[2];
 }
 ALWAYS square_map(const vec *t, vec *y, int step, int m) {
-    vec a = t[1] + t[2], b = t[1] - t[2];
     if (m == 2) {
-        y[0] = t[0] + a, y[step] = b + t[3];
+        y[0] = t[0] + t[1] + t[2], y[step] = t[1] - t[2] + t[3];
     } else if (m == 3) {
-        y[0] = t[0] + a + t[3], y[step] = b + 2.0f * t[3], y[2 * step] = a + 4.0f * t[3] + t[4];
+        vec a = t[0] + t[1], b = t[0] - t[1], c = t[2] + t[3], e = t[2] - t[3];
+        y[0] = a + c, y[step] = 0.5f * b + 1.5f * e, y[2 * step] = 0.25f * a + 2.25f * c + t[4];
     } else {
-        vec c = t[3] + t[4], e = t[3] - t[4];
-        y[0] = t[0] + a + c, y[step] = b + 2.0f * e, y[2 * step] = a + 4.0f * c, y[3 * step] = b + 8.0f * e + t[5];
+        vec a = t[1] + t[2], b = t[1] - t[2], c = t[3] + t[4], e = t[3] - t[4];
+        y[0] = t[0] + a + c, y[step] = A1 * b + 2 * A1 * e, y[2 * step] = A2 * a + 4 * A2 * c, y[3 * step] = A3 * b + 8 * A3 * e + t[5];
     }
 }
 /* The three turned round, as gradients pass them. */
@@ -73,13 +82,13 @@ ALWAYS tile_map_back(const vec *t, vec *d, int step, int m) {
     if (m == 2) {
         d[0] = t[0], d[step] = t[1] - t[2] - t[3], d[2 * step] = t[1] + t[2] - t[0];
     } else if (m == 3) {
-        vec a = t[3] - 2.0f * t[4];
-        d[0] = 2.0f * t[0], d[step] = 2.0f * (t[2] - t[1]) - t[0] - a;
-        d[2 * step] = -2.0f * t[0] - t[1] - 3.0f * t[2] - t[4], d[3 * step] = t[0] + t[1] + t[2] + a;
+        vec a = t[0] + t[1], b = t[0] - t[1], c = t[2] + t[3], e = t[2] - t[3];
+        d[0] = 0.5625f * t[4] - 1.125f * a - 0.375f * c, d[step] = -2.25f * b - 0.25f * e;
+        d[2 * step] = 0.5f * a + 1.5f * c - 2.5f * t[4], d[3 * step] = b + e;
     } else {
-        vec a = t[1] + t[2], b = t[1] - t[2], c = t[3] + t[4], e = 2.0f * (t[3] - t[4]);
-        d[0] = 4.0f * t[0], d[step] = 4.0f * (t[5] - b) - e, d[2 * step] = -5.0f * t[0] - 4.0f * a - c;
-        d[3 * step] = b + e - 5.0f * t[5], d[4 * step] = t[0] + a + c;
+        vec a = t[1] + t[2], b = A1 * (t[1] - t[2]), c = t[3] + t[4], e = 2 * A1 * (t[3] - t[4]);
+        d[0] = 4 * A4 * t[0], d[step] = 4 * A4 * t[5] - 4 * A2 * b - A2 * e, d[2 * step] = -5 * A2 * t[0] - 4 * A2 * a - A2 * c;
+        d[3 * step] = b + e - 5 * A2 * t[5], d[4 * step] = t[0] + a + c;
     }
     d[(m + 1) * step] = t[m + 1];
 }
@@ -87,10 +96,10 @@ ALWAYS square_map_back(const vec *y, vec *t, int step, int m) {
     if (m == 2) {
         t[0] = y[0], t[step] = y[0] + y[1], t[2 * step] = y[0] - y[1];
     } else if (m == 3) {
-        vec a = y[0] + y[2];
-        t[0] = y[0], t[step] = a + y[1], t[2 * step] = a - y[1], t[3 * step] = y[0] + 2.0f * y[1] + 4.0f * y[2];
+        vec a = y[0] + 0.25f * y[2], b = 0.5f * y[1], c = y[0] + 2.25f * y[2], e = 1.5f * y[1];
+        t[0] = a + b, t[step] = a - b, t[2 * step] = c + e, t[3 * step] = c - e;
     } else {
-        vec a = y[0] + y[2], b = y[1] + y[3], c = y[0] + 4.0f * y[2], e = 2.0f * y[1] + 8.0f * y[3];
+        vec a = y[0] + A2 * y[2], b = A1 * y[1] + A3 * y[3], c = y[0] + 4 * A2 * y[2], e = 2 * A1 * y[1] + 8 * A3 * y[3];
         t[0] = y[0], t[step] = a + b, t[2 * step] = a - b, t[3 * step] = c + e, t[4 * step] = c - e;
     }
     t[(m + 1) * step] = y[m - 1];
@@ -100,102 +109,147 @@ ALWAYS filter_map_back(const vec *t, vec *g, int step, int m) {
         vec a = (t[1] + t[2]) * 0.5f;
         g[0] = t[0] + a, g[step] = (t[1] - t[2]) * 0.5f, g[2 * step] = a + t[3];
     } else if (m == 3) {
-        vec a = t[1] * -0.5f, b = t[2] * (1.0f / 6), c = t[3] * (1.0f / 6);
-        g[0] = t[0] * 0.5f + a - b + c, g[step] = a + b + 2.0f * c, g[2 * step] = a - b + 4.0f * c + t[4];
+        vec a = t[0] + t[1], b = t[0] - t[1], c = t[2] + t[3], e = t[2] - t[3];
+        g[0] = (1.0f / 6) * c - 0.5f * a, g[step] = 0.25f * (e - b), g[2 * step] = 0.375f * c - 0.125f * a + t[4];
     } else {
         vec a = t[1] + t[2], b = t[2] - t[1], c = t[3] + t[4], e = t[3] - t[4];
-        g[0] = 0.25f * t[0] - a * (1.0f / 6) + c * (1.0f / 24), g[step] = b * (1.0f / 6) + e * (1.0f / 12), g[2 * step] = (c - a) * (1.0f / 6) + t[5];
+        g[0] = t[0] * (1 / (4 * A4)) - a * (1 / (6 * A4)) + c * (1 / (24 * A4));
+        g[step] = b * (1 / (6 * A3)) + e * (1 / (12 * A3)), g[2 * step] = (c - a) * (1 / (6 * A2)) + t[5];
     }
 }
 
-/* Places of `size` x `size` pixels of an image, from row y and column x on, with zeros outside of it. */
-#define PLACES_OF(name, size, map)                                                                                              \
-    ALWAYS name(const float *image, int y, int x, int channels, Shape s, float *places, long pitch, int m) {                    \
-        int top = -y, bottom = s.height - y, left = -x, right = s.width - x;                                                    \
+enum { ROW = 1, PAIRED = 2 };
+/* Where places of a tile go, by `pitch` floats from one place to the next: into a row of the tile's channels, of halves two in a word; or, of halves, into words with the same
+   channel of the tile before or behind. */
+typedef struct {
+    float *row, *paired;
+    long pitch;
+    int second; /* of a pair: the first comes before it */
+} Places;
+ALWAYS keep(Places to, int place, int c, vec x, int half, int into) {
+    float *row = to.row + place * to.pitch;
+    if (into & ROW) set(row, c, x, half);
+    if (into & PAIRED) {
+        vecu *pair = (vecu *)(to.paired + place * to.pitch + c);
+        *pair = (*pair & -(unsigned)to.second) | words(rounded(x)) << 16 * to.second;
+    }
+}
+
+typedef struct {
+    long image; /* its first pixel */
+    int y, x;
+} Spot;
+
+/* Places of `size` x `size` pixels of a map, from a spot in an image on, with zeros outside of it. */
+#define PLACES_OF(name, size, of)                                                                                               \
+    ALWAYS name(const void *map, Spot from, int channels, const Shape *s, Places to, int m, int half, int into) {               \
+        int top = -from.y, bottom = s->height - from.y, left = -from.x, right = s->width - from.x;                              \
         for (int c = 0; c < channels; c += LANES) {                                                                             \
-            vec half[MOST * MOST], line[MOST];                                                                                  \
+            vec some[MOST * MOST], line[MOST];                                                                                  \
             for (int j = 0; j < size; j++) {                                                                                    \
                 int inside = j >= left && j < right;                                                                            \
-                EACH(i, size) line[i] = inside && i >= top && i < bottom ? at(image + ((long)(y + i) * s.width + x + j) * channels + c) : (vec){}; \
-                map(line, half + j, size, m);                                                                                   \
+                EACH(i, size) line[i] = inside && i >= top && i < bottom ? get(map, (from.image + (long)(from.y + i) * s->width + from.x + j) * channels + c, half) : (vec){}; \
+                of(line, some + j, size, m);                                                                                    \
             }                                                                                                                   \
             for (int i = 0; i < m + 2; i++) {                                                                                   \
-                map(half + i * size, line, 1, m);                                                                               \
-                EACH(j, m + 2) put(places + (i * (m + 2) + j) * pitch + c, line[j]);                                            \
+                of(some + i * size, line, 1, m);                                                                                \
+                EACH(j, m + 2) keep(to, i * (m + 2) + j, c, line[j], half, into);                                               \
             }                                                                                                                   \
         }                                                                                                                       \
     }
 PLACES_OF(places_of_tile, (m + 2), tile_map)
 PLACES_OF(places_of_square, m, square_map_back)
 
-static inline void add(float *p, vec x) { put(p, at(p) + x); }
+ALWAYS add(void *map, long i, vec x, int half) { set(map, i, get(map, i, half) + x, half); }
 
-/* Some channels of `size` x `size` pixels of an image, from row y and column x on, from their places, as far as they lie in the image: put there, or added to what is there. */
-#define OF_PLACES(name, size, border, map, gives)                                                                               \
-    ALWAYS name(const float *places, long pitch, float *image, int y, int x, int count, int channels, Shape s, int m) {         \
-        int bottom = s.height - y + border, right = s.width - x + border;                                                       \
+/* Channels from `first` on of `size` x `size` pixels of a map, from a spot on or, of those with a border, one pixel before it, from their places, as far as they lie in the
+   image: put there, or added to what is there. */
+#define OF_PLACES(name, size, border, of, gives)                                                                                \
+    ALWAYS name(const float *places, long pitch, void *map, Spot to, int first, int count, int channels, const Shape *s, int m, int half) { \
+        int bottom = s->height - to.y + border, right = s->width - to.x + border;                                               \
         for (int c = 0; c < count; c += LANES) {                                                                                \
-            vec half[MOST * MOST], line[MOST];                                                                                  \
+            vec some[MOST * MOST], line[MOST];                                                                                  \
             for (int j = 0; j < m + 2; j++) {                                                                                   \
                 EACH(i, m + 2) line[i] = at(places + (i * (m + 2) + j) * pitch + c);                                            \
-                map(line, half + j, m + 2, m);                                                                                  \
+                of(line, some + j, m + 2, m);                                                                                   \
             }                                                                                                                   \
             EACH(i, size) {                                                                                                     \
-                map(half + i * (m + 2), line, 1, m);                                                                            \
-                float *row = image + ((long)(y + i - border) * s.width + x - border) * channels + c;                            \
-                if (i < bottom && (i >= border || y)) EACH(j, size) if (j < right && (j >= border || x)) gives(row + j * channels, line[j]); \
+                of(some + i * (m + 2), line, 1, m);                                                                             \
+                long row = (to.image + (long)(to.y + i - border) * s->width + to.x - border) * channels + first + c;            \
+                if (i < bottom && (i >= border || to.y)) EACH(j, size) if (j < right && (j >= border || to.x)) gives(map, row + j * channels, line[j], half); \
             }                                                                                                                   \
         }                                                                                                                       \
     }
-OF_PLACES(square_of, m, 0, square_map, put)
+OF_PLACES(square_of, m, 0, square_map, set)
 OF_PLACES(tile_of, (m + 2), 1, tile_map_back, add)
 
-/* out[i][n] = the sum over k of a[i * row + k * step] * b[k * line + n], added to what is there where it `adds`; of ROWS rows and some vectors. */
-ALWAYS product(const float *restrict a, long row, long step, const float *restrict b, long line, float *restrict out, long pitch, int terms, int adds, int wide) {
+/* s + f * x; of halves, which are pairs, both products of each. */
+#ifdef __AVX512BF16__
+int fast_halves(void) { return 1; }
+static inline vec both(vec s, vec f, vec x) { return (vec)_mm512_dpbf16_ps((__m512)s, (__m512bh)f, (__m512bh)x); }
+#else /* of no use but to be tested everywhere */
+int fast_halves(void) { return 0; }
+static inline vec upper(vec x) { return (vec)((vecu)x & 0xffff0000u); }
+static inline vec lower(vec x) { return (vec)((vecu)x << 16); }
+static inline vec both(vec s, vec f, vec x) { return s + lower(f) * lower(x) + upper(f) * upper(x); }
+#endif
+ALWAYS_VEC more(vec s, vec f, vec x, int half) {
+    if (half) return both(s, f, x);
+    return s + f * x;
+}
+
+/* out[i][n] = the sum over k of a[i * row + k * step] * b[k * line + n], added to what is there where it `adds`; of ROWS rows and some vectors of a panel. */
+ALWAYS product(const float *restrict a, long row, long step, const float *restrict b, long line, float *restrict out, int terms, int adds, int wide, int half) {
     vec s[ROWS][WIDE], x[WIDE];
     EACH(i, ROWS)
-        EACH(v, wide) s[i][v] = adds ? at(out + i * pitch + v * LANES) : (vec){};
+        EACH(v, wide) s[i][v] = adds ? at(out + i * PANEL + v * LANES) : (vec){};
     for (int k = 0; k < terms; k++, a += step, b += line) {
         EACH(v, wide) x[v] = at(b + v * LANES);
         EACH(i, ROWS) {
-            vec f = all(a[i * row]);
-            EACH(v, wide) s[i][v] += f * x[v];
+            vec f = same(a + i * row);
+            EACH(v, wide) s[i][v] = more(s[i][v], f, x[v], half);
         }
     }
     EACH(i, ROWS)
-        EACH(v, wide) put(out + i * pitch + v * LANES, s[i][v]);
+        EACH(v, wide) put(out + i * PANEL + v * LANES, s[i][v]);
 }
 
 /* The same of a panel's columns (PANEL of them, or fewer: one vector) and more rows, up to a whole number of ROWS. */
-ALWAYS products(const float *a, long row, long step, const float *b, long line, float *out, long pitch, int high, int columns, int terms, int adds) {
-    for (int i = 0; i < high; i += ROWS)
-        if (columns == PANEL)
-            product(a + i * row, row, step, b, line, out + i * pitch, pitch, terms, adds, WIDE);
+ALWAYS products(const float *a, long row, long step, const float *b, long line, float *out, int high, int columns, int terms, int adds, int half) {
+    for (int i = 0; i < high; i += ROWS, a += ROWS * row, out += ROWS * PANEL)
+        if (columns == PANEL && half)
+            product(a, row, step, b, line, out, terms, adds, WIDE, 1);
+        else if (columns == PANEL)
+            product(a, row, step, b, line, out, terms, adds, WIDE, 0);
+        else if (half)
+            product(a, row, step, b, line, out, terms, adds, 1, 1);
         else
-            product(a + i * row, row, step, b, line, out + i * pitch, pitch, terms, adds, 1);
+            product(a, row, step, b, line, out, terms, adds, 1, 0);
 }
 
 static inline int panel_at(int n, int channels) { return channels - n < PANEL ? LANES : PANEL; }
 int panel_columns(void) { return PANEL; }
-static inline long filters_pitch(int inputs, int outputs) { return (long)(outputs + PANEL - 1) / PANEL * PANEL * inputs + APART; }
+static inline long filters_pitch(int inputs, int outputs, int half) { return (long)(outputs + PANEL - 1) / PANEL * PANEL * (inputs >> half) + APART; }
 static inline int block_at(long first, long tiles) { return tiles - first < BLOCK ? tiles - first : BLOCK; }
-/* Where tile t is, of many images: its image's first pixel, and its square's corner there. */
-#define TILE_AT(t) long pixels = (t) / s.tiles * s.height * s.width, y = (t) % s.tiles / s.across * m, x = (t) % s.tiles % s.across * m;
+/* The corner of a tile's square, of many images; and that of the tile itself. */
+static inline Spot square_at(long t, Shape s, int m) { return (Spot){t / s.tiles * s.height * s.width, t % s.tiles / s.across * m, t % s.tiles % s.across * m}; }
+static inline Spot around(Spot square) { return (Spot){square.image, square.y - 1, square.x - 1}; }
 
-/* Filters' places: from [inputs][9][outputs], or for the way back, as they lie, [outputs][9][inputs], into [places][panels of outputs][inputs][PANEL]; of `count` of the inputs. */
-ALWAYS filters(const float *from, float *to, int inputs, int outputs, int count, int m) {
-    long pitch = filters_pitch(inputs, outputs);
-    for (int k = 0; k < count; k++, from += TAPS * TAPS * outputs, to += PANEL)
+/* Filters' places: from [inputs][9][outputs], or for the way back, as they lie, [outputs][9][inputs], into [places][panels of outputs][inputs][PANEL], of halves two inputs in a word;
+   of `count` of the inputs. */
+ALWAYS filters(const float *from, float *to, int inputs, int outputs, int count, int m, int half) {
+    long pitch = filters_pitch(inputs, outputs, half);
+    for (int k = 0; k < count; k++, from += TAPS * TAPS * outputs)
         for (int n = 0; n < outputs; n += LANES) {
-            vec half[MOST * TAPS], line[MOST];
-            float *place = to + (long)n / PANEL * PANEL * inputs + n % PANEL;
+            vec some[MOST * TAPS], line[MOST];
+            float *place = to + (long)n / PANEL * PANEL * (inputs >> half) + (k >> half) * PANEL + n % PANEL;
             for (int j = 0; j < TAPS; j++) {
                 EACH(i, TAPS) line[i] = at(from + (i * TAPS + j) * outputs + n);
-                filter_map(line, half + j, TAPS, m);
+                filter_map(line, some + j, TAPS, m);
             }
             for (int i = 0; i < m + 2; i++) {
-                filter_map(half + i * TAPS, line, 1, m);
-                EACH(j, m + 2) put(place + (i * (m + 2) + j) * pitch, line[j]);
+                filter_map(some + i * TAPS, line, 1, m);
+                EACH(j, m + 2) keep((Places){place, place, pitch, k & 1}, i * (m + 2) + j, 0, line[j], half, half ? PAIRED : ROW);
             }
         }
 }
@@ -204,49 +258,77 @@ ALWAYS filters(const float *from, float *to, int inputs, int outputs, int count,
 ALWAYS filters_of(const float *panel, long pitch, float *to, int rows, int count, int inputs, int m) {
     for (int k = 0; k < rows; k++, panel += PANEL, to += TAPS * TAPS * inputs)
         for (int c = 0; c < count; c += LANES) {
-            vec half[TAPS * MOST], line[MOST];
+            vec some[TAPS * MOST], line[MOST];
             for (int j = 0; j < m + 2; j++) {
                 EACH(i, m + 2) line[i] = at(panel + (i * (m + 2) + j) * pitch + c);
-                filter_map_back(line, half + j, m + 2, m);
+                filter_map_back(line, some + j, m + 2, m);
             }
             for (int i = 0; i < TAPS; i++) {
-                filter_map_back(half + i * (m + 2), line, 1, m);
+                filter_map_back(some + i * (m + 2), line, 1, m);
                 EACH(j, TAPS) put(to + (i * TAPS + j) * inputs + c, line[j]);
             }
         }
 }
 
-enum { LINE = 16 }; /* floats of a cache's line */
+/* What is compiled for squares of each side, for maps of floats and of halves. */
+typedef struct {
+    void (*tile)(const void *map, Spot from, int channels, const Shape *s, Places to);
+    void (*summed_tile)(const void *map, Spot from, int channels, const Shape *s, Places to); /* for sums over tiles */
+    void (*square)(const void *map, Spot from, int channels, const Shape *s, Places to);      /* for those, and others */
+    void (*square_of)(const float *places, long pitch, void *map, Spot to, int first, int count, int channels, const Shape *s);
+    void (*tile_of)(const float *places, long pitch, void *map, Spot to, int first, int count, int channels, const Shape *s);
+    void (*filters)(const float *from, float *to, int inputs, int outputs, int count);
+    void (*filters_of)(const float *panel, long pitch, float *to, int rows, int count, int inputs);
+} Kind;
+#define ONCE static __attribute__((noinline)) void
+#define COMPILED(m, half, paired)                                                                                               \
+    ONCE tile_##m##half(const void *map, Spot from, int n, const Shape *s, Places to) { places_of_tile(map, from, n, s, to, m, half, ROW); } \
+    ONCE square_##m##half(const void *map, Spot from, int n, const Shape *s, Places to) { places_of_square(map, from, n, s, to, m, half, ROW | paired); } \
+    ONCE square_of_##m##half(const float *places, long pitch, void *map, Spot to, int first, int count, int n, const Shape *s) { \
+        square_of(places, pitch, map, to, first, count, n, s, m, half);                                                         \
+    }                                                                                                                           \
+    ONCE tile_of_##m##half(const float *places, long pitch, void *map, Spot to, int first, int count, int n, const Shape *s) {  \
+        tile_of(places, pitch, map, to, first, count, n, s, m, half);                                                           \
+    }                                                                                                                           \
+    ONCE filters_##m##half(const float *from, float *to, int inputs, int outputs, int count) { filters(from, to, inputs, outputs, count, m, half); }
+#define SQUARES(m)                                                                                                              \
+    COMPILED(m, 0, ROW)                                                                                                         \
+    COMPILED(m, 1, PAIRED)                                                                                                      \
+    ONCE paired_##m(const void *map, Spot from, int n, const Shape *s, Places to) { places_of_tile(map, from, n, s, to, m, 1, PAIRED); } \
+    ONCE filters_of_##m(const float *panel, long pitch, float *to, int rows, int count, int n) { filters_of(panel, pitch, to, rows, count, n, m); }
+SQUARES(2)
+SQUARES(3)
+SQUARES(4)
+#define KINDS(m)                                                                                                                \
+    {{tile_##m##0, tile_##m##0, square_##m##0, square_of_##m##0, tile_of_##m##0, filters_##m##0, filters_of_##m},               \
+     {tile_##m##1, paired_##m, square_##m##1, square_of_##m##1, tile_of_##m##1, filters_##m##1, filters_of_##m}}
+static const Kind kinds[][2] = {KINDS(2), KINDS(3), KINDS(4)};
+
+enum { LINE = 64 }; /* bytes of a cache's line */
 /* Asks the memory for some channels of the share `part` of `of` of these pixels, which is there when the products that come next are made. */
-#define ASK(map, first, count, channels, some, part, of, to_write)                                                              \
-    for (long pixel = (first) + (count) * (part) / (of), end = (first) + (count) * ((part) + 1) / (of); pixel < end; pixel++)    \
-        for (int c = 0; c < (some); c += LINE) __builtin_prefetch((map) + pixel * (channels) + c, to_write, 2);
+#define ASK(map, first, count, channels, from, some, part, of, to_write)                                                        \
+    for (long size = half ? 2 : 4, pixel = (first) + (count) * (part) / (of), end = (first) + (count) * ((part) + 1) / (of); pixel < end; pixel++) \
+        for (int c = 0; c < (some) * size; c += LINE) __builtin_prefetch((const char *)(map) + (pixel * (channels) + (from)) * size + c, to_write, 2);
 
 /* out of the images by the filters' places; 0 where there was memory for it. */
-ALWAYS_INT forward(const float *images, const float *filters, float *out, int count, Shape s, int m) {
-    long tiles = (long)count * s.tiles, pitch = (long)BLOCK * s.inputs + APART, out_pitch = BLOCK * PANEL + APART;
-    int all_places = (m + 2) * (m + 2);
+static int forward(const void *images, const float *filters, void *out, int count, Shape s, int m, int half) {
+    const Kind *kind = &kinds[m - 2][half];
+    int terms = s.inputs >> half, all_places = (m + 2) * (m + 2);
+    long tiles = (long)count * s.tiles, pitch = (long)BLOCK * terms + APART, out_pitch = BLOCK * PANEL + APART, filter_pitch = filters_pitch(s.inputs, s.outputs, half);
     float *seen = room(tiles % ROWS ? all_places * pitch : 0, all_places * (pitch + out_pitch)), *made = seen + all_places * pitch; /* rows that are no tile are multiplied, too */
     if (!seen) return 1;
     for (long first = 0; first < tiles; first += BLOCK) {
         int some = block_at(first, tiles);
-        for (int t = 0; t < some; t++) {
-            TILE_AT(first + t)
-            places_of_tile(images + pixels * s.inputs, y - 1, x - 1, s.inputs, s, seen + (long)t * s.inputs, pitch, m);
-        }
+        for (int t = 0; t < some; t++) kind->tile(images, around(square_at(first + t, s, m)), s.inputs, &s, (Places){seen + t * terms, NULL, pitch, 0});
         long size = s.height * s.width, here = first / s.tiles * size, many = ((first + some - 1) / s.tiles + 1) * size - here; /* the images' pixels */
         for (int n = 0, columns; n < s.outputs; n += columns) {
             columns = panel_at(n, s.outputs);
             for (int p = 0; p < all_places; p++) {
-                ASK(out + n, here, many, s.outputs, columns, p, all_places, 1)
-                if (n == 0 && first + some < tiles) ASK(images, here + many, many, s.inputs, s.inputs, p, all_places, 0)
-                products(seen + p * pitch, s.inputs, 1, filters + p * filters_pitch(s.inputs, s.outputs) + (long)n * s.inputs, PANEL, made + p * out_pitch, PANEL, some, columns,
-                         s.inputs, 0);
+                ASK(out, here, many, s.outputs, n, columns, p, all_places, 1)
+                if (n == 0 && first + some < tiles) ASK(images, here + many, many, s.inputs, 0, s.inputs, p, all_places, 0)
+                products(seen + p * pitch, terms, 1, filters + p * filter_pitch + (long)n * terms, PANEL, made + p * out_pitch, some, columns, terms, 0, half);
             }
-            for (int t = 0; t < some; t++) {
-                TILE_AT(first + t)
-                square_of(made + t * PANEL, out_pitch, out + pixels * s.outputs + n, y, x, columns, s.outputs, s, m);
-            }
+            for (int t = 0; t < some; t++) kind->square_of(made + t * PANEL, out_pitch, out, square_at(first + t, s, m), n, columns, s.outputs, &s);
         }
     }
     free(seen);
@@ -254,54 +336,49 @@ ALWAYS_INT forward(const float *images, const float *filters, float *out, int co
 }
 
 /* of_images, by the filters' places for the way back, and of_filters [outputs][9][inputs] of all these images; either may be NULL. */
-ALWAYS_INT backward(const float *images, const float *gradient, float *of_images, float *of_filters, const float *filters, int count, Shape s, int m) {
-    long tiles = (long)count * s.tiles, pitch = (long)BLOCK * s.inputs + APART, out_pitch = (long)BLOCK * s.outputs + APART, made_pitch = BLOCK * PANEL + APART;
-    long filter_pitch = filters_pitch(s.outputs, s.inputs);
-    int all_places = (m + 2) * (m + 2);
-    float *behind = room(tiles % ROWS ? all_places * out_pitch : 0, all_places * (pitch + out_pitch + made_pitch + filter_pitch)); /* rows that are no tile are multiplied, too */
-    float *seen = behind + all_places * out_pitch, *made = seen + all_places * pitch, *sums = made + all_places * made_pitch;
+static int backward(const void *images, const void *gradient, void *of_images, float *of_filters, const float *filters, int count, Shape s, int m, int half) {
+    const Kind *kind = &kinds[m - 2][half];
+    int terms = s.outputs >> half, all_places = (m + 2) * (m + 2);
+    long tiles = (long)count * s.tiles, pitch = (long)(BLOCK >> half) * s.inputs + APART, out_pitch = (long)BLOCK * terms + APART, made_pitch = BLOCK * PANEL + APART;
+    long filter_pitch = filters_pitch(s.outputs, s.inputs, half), sums_pitch = filters_pitch(s.outputs, s.inputs, 0), image = (long)s.height * s.width * s.inputs * (half ? 2 : 4);
+    float *behind = room(tiles % ROWS ? all_places * out_pitch : 0, all_places * ((1 + half) * out_pitch + pitch + made_pitch + sums_pitch)); /* rows that are no tile are multiplied, too */
+    float *paired = behind + half * all_places * out_pitch, *seen = paired + all_places * out_pitch, *made = seen + all_places * pitch, *sums = made + all_places * made_pitch;
     if (!behind) return 1;
+    if (of_images) memset(of_images, 0, image * count);
     for (long first = 0; first < tiles; first += BLOCK) {
         int some = block_at(first, tiles);
         for (int t = 0; t < some; t++) {
-            TILE_AT(first + t)
-            if (of_filters) places_of_tile(images + pixels * s.inputs, y - 1, x - 1, s.inputs, s, seen + (long)t * s.inputs, pitch, m);
-            if (of_images && !x && !y) memset(of_images + pixels * s.inputs, 0, sizeof(float) * s.height * s.width * s.inputs);
-            places_of_square(gradient + pixels * s.outputs, y, x, s.outputs, s, behind + (long)t * s.outputs, out_pitch, m);
+            Spot at = square_at(first + t, s, m);
+            if (of_filters) kind->summed_tile(images, around(at), s.inputs, &s, (Places){seen + t * s.inputs, seen + t / 2 * s.inputs, pitch, t % 2});
+            kind->square(gradient, at, s.outputs, &s, (Places){behind + t * terms, paired + t / 2 * s.outputs, out_pitch, t % 2});
         }
         for (int n = 0, columns; of_images && n < s.inputs; n += columns) {
             columns = panel_at(n, s.inputs);
             for (int p = 0; p < all_places; p++)
-                products(behind + p * out_pitch, s.outputs, 1, filters + p * filter_pitch + (long)n * s.outputs, PANEL, made + p * made_pitch, PANEL, some, columns, s.outputs, 0);
-            for (int t = 0; t < some; t++) {
-                TILE_AT(first + t)
-                tile_of(made + t * PANEL, made_pitch, of_images + pixels * s.inputs + n, y, x, columns, s.inputs, s, m);
-            }
+                products(behind + p * out_pitch, terms, 1, filters + p * filter_pitch + (long)n * terms, PANEL, made + p * made_pitch, some, columns, terms, 0, half);
+            for (int t = 0; t < some; t++) kind->tile_of(made + t * PANEL, made_pitch, of_images, square_at(first + t, s, m), n, columns, s.inputs, &s);
         }
         for (int n = 0, columns; of_filters && n < s.inputs; n += columns) {
             columns = panel_at(n, s.inputs);
             float *panel = sums + (long)n * s.outputs;
             for (int p = 0; p < all_places; p++)
-                products(behind + p * out_pitch, 1, s.outputs, seen + p * pitch + n, s.inputs, panel + p * filter_pitch, PANEL, s.outputs, columns, some, first > 0);
-            if (first + some == tiles) filters_of(panel, filter_pitch, of_filters + n, s.outputs, columns, s.inputs, m); /* while they are in the cache */
+                products(paired + p * out_pitch, 1, s.outputs, seen + p * pitch + n, s.inputs, panel + p * sums_pitch, s.outputs, columns, (some + half) >> half, first > 0, half);
+            if (first + some == tiles) kind->filters_of(panel, sums_pitch, of_filters + n, s.outputs, columns, s.inputs); /* while they are in the cache */
         }
     }
     free(behind);
     return 0;
 }
 
-/* Numbers: inputs, outputs, and m; or height, width, m. */
+/* Numbers: inputs, outputs, m, half; or inputs, outputs, height, width, m, half. */
 static int filters_work(float *const *p, const int *n, int count) {
-    if (n[2] == 2) filters(p[0], p[1], n[0], n[1], count, 2);
-    if (n[2] == 3) filters(p[0], p[1], n[0], n[1], count, 3);
-    if (n[2] == 4) filters(p[0], p[1], n[0], n[1], count, 4);
+    kinds[n[2] - 2][n[3]].filters(p[0], p[1], n[0], n[1], count);
     return 0;
 }
 SHARED(all_filters, filters_work)
 
-#define BY_SQUARES(work, ...) (n[4] == 2 ? work(__VA_ARGS__, shape_of(n, 2), 2) : n[4] == 3 ? work(__VA_ARGS__, shape_of(n, 3), 3) : work(__VA_ARGS__, shape_of(n, 4), 4))
-static int forward_work(float *const *p, const int *n, int count) { return BY_SQUARES(forward, p[0], p[2], p[1], count); }
+static int forward_work(float *const *p, const int *n, int count) { return forward(p[0], p[2], p[1], count, shape_of(n, n[4]), n[4], n[5]); }
 SHARED(all_forward, forward_work)
 
-static int backward_work(float *const *p, const int *n, int count) { return BY_SQUARES(backward, p[0], p[1], p[2], p[3], p[4], count); }
+static int backward_work(float *const *p, const int *n, int count) { return backward(p[0], p[1], p[2], p[3], p[4], count, shape_of(n, n[4]), n[4], n[5]); }
 SHARED(all_backward, backward_work)

@@ -55,20 +55,33 @@ def make_store(path: Path, train: int = 37, test: int = 11, height: int = 32, wi
     return Store(path)
 
 
-@pytest.fixture
-def of_256_bits(monkeypatch, tmp_path):
-    """The operators in C as a processor has them that knows no vectors of 512 bits."""
+@pytest.fixture(scope="session")
+def narrow_library(tmp_path_factory):
+    """`native.library` for processors that know no vectors of 512 bits; each is made once."""
     import ctypes
     import shlex
     from functools import cache
 
-    from nets import gated_cpu, grouped_cpu, native, normed_cpu, winograd_cpu
+    from nets import native
 
-    monkeypatch.setattr(native, "FLAGS", ("-march=haswell", *(flag for flag in native.FLAGS if flag not in native.OWN)))
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    made = cache(lambda name: ctypes.CDLL(str(native.make(compiler, native.HEADER.with_name(f"{name}.c"), tmp_path / f"{name}.so"))))
+    folder, compiler = tmp_path_factory.mktemp("narrow"), [*shlex.split(os.environ.get("CC", "cc")), "-march=haswell"]
+
+    @cache
+    def made(name: str) -> ctypes.CDLL:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "FLAGS", tuple(flag for flag in native.FLAGS if flag not in native.OWN))
+            return ctypes.CDLL(str(native.make(compiler, native.HEADER.with_name(f"{name}.c"), folder / f"{name}.so")))
+
+    return made
+
+
+@pytest.fixture
+def of_256_bits(monkeypatch, narrow_library):
+    """The operators in C as a processor has them that knows no vectors of 512 bits."""
+    from nets import gated_cpu, grouped_cpu, normed_cpu, winograd_cpu
+
     for module in (gated_cpu, grouped_cpu, normed_cpu, winograd_cpu):
-        monkeypatch.setattr(module, "library", made)
+        monkeypatch.setattr(module, "library", narrow_library)
 
 
 @pytest.fixture(scope="session", autouse=True)

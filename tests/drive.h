@@ -28,3 +28,24 @@ static void told(const float *values, long count) {
     for (long i = 0; i < count; i++) placed += values[i] * (i % 13 + 1), size += fabs(values[i]);
     printf("%.9e %.9e\n", placed, size);
 }
+
+/* A map of floats, or of bf16. */
+static inline void *map_of(long count, int half) {
+    float *whole = filled(count);
+    if (!half) return whole;
+    unsigned short *map = buffer(count * sizeof(short)), bits[2];
+    for (long i = 0; i < count; i++) memcpy(bits, whole + i, sizeof bits), map[i] = bits[1];
+    freed(whole);
+    return map;
+}
+
+static inline void told_map(const void *map, long count, int half) {
+    if (!half) return told(map, count);
+    float *whole = buffer(count * sizeof(float));
+    for (long i = 0; i < count; i++) {
+        unsigned short bits[2] = {0, ((const unsigned short *)map)[i]};
+        memcpy(whole + i, bits, sizeof bits);
+    }
+    told(whole, count);
+    freed(whole);
+}

@@ -4,27 +4,6 @@
 
 #include "drive.h"
 
-/* A map of floats, or of bf16. */
-static void *map_of(long count, int half) {
-    float *whole = filled(count);
-    if (!half) return whole;
-    unsigned short *map = buffer(count * sizeof(short)), bits[2];
-    for (long i = 0; i < count; i++) memcpy(bits, whole + i, sizeof bits), map[i] = bits[1];
-    freed(whole);
-    return map;
-}
-
-static void told_map(const void *map, long count, int half) {
-    if (!half) return told(map, count);
-    float *whole = buffer(count * sizeof(float));
-    for (long i = 0; i < count; i++) {
-        unsigned short bits[2] = {0, ((const unsigned short *)map)[i]};
-        memcpy(whole + i, bits, sizeof bits);
-    }
-    told(whole, count);
-    freed(whole);
-}
-
 int main(void) {
     int shapes[][4] = {{3, 16, 8, 8}, {37, 32, 5, 7}, {2, 64, 4, 6}, {33, 48, 3, 2}, {1, 112, 2, 2}, {4, 80, 1, 1}};
     for (unsigned k = 0; k < sizeof shapes / sizeof *shapes; k++)

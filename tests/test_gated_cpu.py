@@ -124,7 +124,7 @@ def test_the_same_bits_by_any_number_of_threads():
 def test_when_it_is_used():
     block, images = made(16), torch.zeros(2, 16, 4, 4)
     assert block.nativable(images) and made(16, 2).nativable(images)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert not block.nativable(images)
     assert not block.nativable(images.double()) and not block.nativable(torch.zeros(2, 12, 4, 4))
     assert not tiny.Block(16, "group", 0.0).nativable(images) and not tiny.Block(16, "batch", 0.1).nativable(images)

@@ -90,8 +90,10 @@ def test_the_same_bits_by_any_number_of_threads():
 
 def test_when_it_is_used():
     net, images = made(8, 16), torch.zeros(2, 8, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert not net.nativable(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.nativable(images) and net(images.bfloat16()).dtype == torch.float32
     assert net.nativable(images) and not (net.nativable(images.double()) or net.nativable(images.to(memory_format=torch.channels_last)))
     assert not net.nativable(images[:, :, 1:].contiguous()) and not net.nativable(images[..., 1:].contiguous())
     program = str(torch.export.export(net, (images,)).graph)

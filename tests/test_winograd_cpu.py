@@ -31,16 +31,22 @@ def made(inputs: int, outputs: int) -> Conv2d:
     return Conv2d(inputs, outputs, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
 
 
-def check(layer: Conv2d, images: torch.Tensor, limit: float = 3e-5) -> None:
-    """The output and both gradients as float64's, within a share of their largest value; they lie as their likes do."""
+ROUNDED = {2: 0.006, 3: 0.011, 4: 0.017}  # an error in bfloat16, root mean square, of squares of each side
+ROUNDED_FLOAT = {2: 2e-6, 3: 3e-6, 4: 4e-6}
+
+
+def check(layer: Conv2d, images: torch.Tensor) -> None:
+    """The output and both gradients as float64's, within a share of their size; they lie as their likes do, and are of their dtypes."""
+    limit = (ROUNDED if images.dtype == torch.bfloat16 else ROUNDED_FLOAT)[winograd_cpu.best(*images.shape[2:])]
     ours, whole, weight = images.clone().requires_grad_(), images.double().requires_grad_(), layer.weight.detach().double().requires_grad_()
     layer.zero_grad()
     out, expected = winograd_cpu.convolved(ours, layer.weight), F.conv2d(whole, weight, padding=1)
-    gradient = torch.randn(out.shape)
+    gradient = torch.randn(out.shape, dtype=out.dtype)
     out.backward(gradient)
     expected.backward(gradient.double())
     for a, b in ((out, expected), (ours.grad, whole.grad), (layer.weight.grad, weight.grad)):
-        assert (a.double() - b).abs().max() <= limit * b.abs().max()
+        assert (a.double() - b).norm() <= limit * b.norm() and (a.double() - b).abs().max() <= 8 * limit * b.abs().max()
+    assert out.dtype == ours.grad.dtype == images.dtype and layer.weight.grad.dtype == torch.float32
     assert out.is_contiguous(memory_format=torch.channels_last) and layer.weight.grad.stride() == layer.weight.stride()
 
 
@@ -58,11 +64,23 @@ def test_so_they_are_on_processors_without_512_bits(size, of_256_bits):
     check(made(*size[1:3]), images_of(size))
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_bfloat16_is_rounded_only_where_it_must_be(size):
+    check(made(*size[1:3]), images_of(size).bfloat16())
+
+
+@pytest.mark.parametrize("size", SIZES[:4], ids=str)
+def test_so_it_is_on_processors_without_512_bits(size, of_256_bits):
+    check(made(*size[1:3]), images_of(size).bfloat16())
+
+
 @pytest.mark.parametrize("side", [4, 3, 2])
 @pytest.mark.parametrize("map_side", [2, 3, 4, 5, 7])
 def test_squares_of_any_side_give_the_same(side, map_side, monkeypatch):
     monkeypatch.setattr(winograd_cpu, "best", lambda height, width: side)
-    check(made(16, 32), images_of((34, 16, 32, map_side, map_side)))
+    layer, images = made(16, 32), images_of((34, 16, 32, map_side, map_side))
+    check(layer, images)
+    check(layer, images.bfloat16())
 
 
 def test_the_side_that_takes_the_fewest_products_is_chosen():
@@ -75,10 +93,11 @@ def test_maps_and_filters_in_another_order_of_memory_are_taken_too():
     check(layer, torch.randn(8, 16, 8, 8))
 
 
-def test_a_gradient_that_nobody_asks_for_is_not_made(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_nobody_asks_for_is_not_made(dtype, monkeypatch):
     called, done = [], native.done
     monkeypatch.setattr(native, "done", lambda failed: called.append(failed) or done(failed))
-    layer, images = made(16, 16), images_of((8, 16, 16, 8, 8))
+    layer, images = made(16, 16), images_of((8, 16, 16, 8, 8)).to(dtype)
     winograd_cpu.convolved(images, layer.weight).sum().backward()
     assert len(called) == 3 and layer.weight.grad is not None  # filters' places, forward, back
     given = images.clone().requires_grad_()
@@ -105,8 +124,19 @@ def test_what_it_does_not_know_is_left_to_torch():
     layer = made(16, 16)
     for given in (images.double(), images.bfloat16(), images[:3], images[:0], images[..., :1], images[:, :, :1], images.to("meta")):
         assert not winograd_cpu.takes(layer, given)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert not winograd_cpu.takes(layer, images)
+
+
+def test_autocast_has_it_where_nothing_is_faster(monkeypatch):
+    layer, images = made(16, 16), torch.zeros(8, 16, 16, 16)
+    for fast, amx in ((True, False), (True, True), (False, False)):
+        monkeypatch.setattr(winograd_cpu, "fast_halves", lambda fast=fast: fast)
+        monkeypatch.setattr(winograd_cpu, "AMX", amx)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert winograd_cpu.takes(layer, images) == winograd_cpu.takes(layer, images.bfloat16()) == (fast and not amx)
+            assert not winograd_cpu.takes(layer, images.double()) and layer(images).dtype == torch.bfloat16
+        assert winograd_cpu.takes(layer, images) and not winograd_cpu.takes(layer, images.bfloat16())
 
 
 def learnt(net, images) -> list[torch.Tensor]:
@@ -115,6 +145,28 @@ def learnt(net, images) -> list[torch.Tensor]:
     logits.square().mean().backward()
     with torch.no_grad():
         return [logits, net.eval()(images), *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize(("name", "side", "convolutions"), [("quick", 32, 6), ("level1", 32, 7)])
+def test_nets_learn_in_bfloat16_as_by_torch(name, side, convolutions, monkeypatch):
+    """Both as far from float32 as rounding leads them: a first pass, not gradients, of which pools make what they like."""
+    monkeypatch.setattr(winograd_cpu, "fast_halves", lambda: True)
+    monkeypatch.setattr(winograd_cpu, "AMX", False)
+    torch.manual_seed(0)
+    net, images, taken = nets.load(name).to(memory_format=torch.channels_last), torch.randn(64, 3, side, side).to(memory_format=torch.channels_last), []
+    takes = winograd_cpu.takes
+    monkeypatch.setattr(winograd_cpu, "takes", lambda *given: taken.append(takes(*given)) or taken[-1])
+    whole = net(images)
+    before, _ = len(taken), taken.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = net(images)
+        F.cross_entropy(ours.float(), torch.arange(64) % 10).backward()
+    assert sum(taken) == convolutions and len(taken) == before and all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+    monkeypatch.setattr(winograd_cpu, "takes", lambda *_: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = net(images)
+    away, usual = (float((a.float() - whole).detach().norm() / whole.detach().norm()) for a in (ours, theirs))
+    assert away < max(0.05, 5 * usual) and usual < 0.05
 
 
 @pytest.mark.parametrize(("name", "side", "convolutions"), [("quick", 32, 6), ("quick", 16, 6), ("level1", 32, 7)])
@@ -148,10 +200,12 @@ def test_the_same_bits_by_any_number_of_threads():
 
 
 def test_the_operators_hold_to_torchs_rules():
-    images, weight = torch.randn(4, 16, 6, 6, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
-    torch.library.opcheck(winograd_cpu.convolved, (images, weight))
-    for asked in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(winograd_cpu.gradients, (images.detach(), images.detach(), weight.detach(), *asked))
+    weight = torch.randn(16, 16, 3, 3, requires_grad=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        images = torch.randn(4, 16, 6, 6, dtype=dtype, requires_grad=True)
+        torch.library.opcheck(winograd_cpu.convolved, (images, weight))
+        for asked in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(winograd_cpu.gradients, (images.detach(), images.detach(), weight.detach(), *asked))
 
 
 def test_a_gradient_of_a_gradient_says_what_to_do():
