@@ -143,12 +143,12 @@ typedef struct {
 /* Places of `size` x `size` pixels of a map, from a spot in an image on, with zeros outside of it. */
 #define PLACES_OF(name, size, of)                                                                                               \
     ALWAYS name(const void *map, Spot from, int channels, const Shape *s, Places to, int m, int half, int into) {               \
-        int top = -from.y, bottom = s->height - from.y, left = -from.x, right = s->width - from.x;                              \
+        int width = s->width, top = -from.y, bottom = s->height - from.y, left = -from.x, right = width - from.x;               \
         for (int c = 0; c < channels; c += LANES) {                                                                             \
             vec some[MOST * MOST], line[MOST];                                                                                  \
             for (int j = 0; j < size; j++) {                                                                                    \
                 int inside = j >= left && j < right;                                                                            \
-                EACH(i, size) line[i] = inside && i >= top && i < bottom ? get(map, (from.image + (long)(from.y + i) * s->width + from.x + j) * channels + c, half) : (vec){}; \
+                EACH(i, size) line[i] = inside && i >= top && i < bottom ? get(map, (from.image + (long)(from.y + i) * width + from.x + j) * channels + c, half) : (vec){}; \
                 of(line, some + j, size, m);                                                                                    \
             }                                                                                                                   \
             for (int i = 0; i < m + 2; i++) {                                                                                   \
@@ -166,7 +166,7 @@ ALWAYS add(void *map, long i, vec x, int half) { set(map, i, get(map, i, half) +
    image: put there, or added to what is there. */
 #define OF_PLACES(name, size, border, of, gives)                                                                                \
     ALWAYS name(const float *places, long pitch, void *map, Spot to, int first, int count, int channels, const Shape *s, int m, int half) { \
-        int bottom = s->height - to.y + border, right = s->width - to.x + border;                                               \
+        int width = s->width, bottom = s->height - to.y + border, right = width - to.x + border;                                \
         for (int c = 0; c < count; c += LANES) {                                                                                \
             vec some[MOST * MOST], line[MOST];                                                                                  \
             for (int j = 0; j < m + 2; j++) {                                                                                   \
@@ -175,7 +175,7 @@ ALWAYS add(void *map, long i, vec x, int half) { set(map, i, get(map, i, half) +
             }                                                                                                                   \
             EACH(i, size) {                                                                                                     \
                 of(some + i * (m + 2), line, 1, m);                                                                             \
-                long row = (to.image + (long)(to.y + i - border) * s->width + to.x - border) * channels + first + c;            \
+                long row = (to.image + (long)(to.y + i - border) * width + to.x - border) * channels + first + c;            \
                 if (i < bottom && (i >= border || to.y)) EACH(j, size) if (j < right && (j >= border || to.x)) gives(map, row + j * channels, line[j], half); \
             }                                                                                                                   \
         }                                                                                                                       \
@@ -344,12 +344,12 @@ static int backward(const void *images, const void *gradient, void *of_images, f
     float *behind = room(tiles % ROWS ? all_places * out_pitch : 0, all_places * ((1 + half) * out_pitch + pitch + made_pitch + sums_pitch)); /* rows that are no tile are multiplied, too */
     float *paired = behind + half * all_places * out_pitch, *seen = paired + all_places * out_pitch, *made = seen + all_places * pitch, *sums = made + all_places * made_pitch;
     if (!behind) return 1;
-    if (of_images) memset(of_images, 0, image * count);
     for (long first = 0; first < tiles; first += BLOCK) {
         int some = block_at(first, tiles);
         for (int t = 0; t < some; t++) {
             Spot at = square_at(first + t, s, m);
             if (of_filters) kind->summed_tile(images, around(at), s.inputs, &s, (Places){seen + t * s.inputs, seen + t / 2 * s.inputs, pitch, t % 2});
+            if (of_images && !at.x && !at.y) memset((char *)of_images + at.image / (s.height * s.width) * image, 0, image);
             kind->square(gradient, at, s.outputs, &s, (Places){behind + t * terms, paired + t / 2 * s.outputs, out_pitch, t % 2});
         }
         for (int n = 0, columns; of_images && n < s.inputs; n += columns) {
