@@ -22,9 +22,9 @@ def cpu() -> Recipe:
     """For two CPU cores and five minutes: a stem that halves the image, Muon, images that grow.
 
     CIFAR-10 (JPEG q75), two cores, torch 2.11: on an Intel Xeon with AVX-512 in fp32 test accuracy 0.8713 (n 3, standard deviation 0.0014, 95% interval 0.8679 to
-    0.8747) after 252 to 260 s of training; on an AMD EPYC with fast bf16, by 22 epochs, 0.8727 (n 3, standard deviation 0.0017, 95% interval 0.8686 to 0.8768) after
-    187 to 196 s, before norms and what stands behind them were one operator. With `--views 6 --views-share 0.25` the latter three have 0.8841 (standard deviation
-    0.0034, 95% interval 0.8757 to 0.8925). 24 epochs, and 16 without AVX-512 (the Xeon, held to AVX2: 0.8658, n 1, after 254 s).
+    0.8747) after 252 to 260 s of training; on a slower AMD EPYC with fast bf16 0.8725 (n 3, standard deviation 0.0011, 95% interval 0.8697 to 0.8752) after 247 to 263 s.
+    With `--views 6 --views-share 0.25` three models of 22 epochs, 0.8727 without, have 0.8841 (standard deviation 0.0034, 95% interval 0.8757 to 0.8925). 24 epochs,
+    and 16 without AVX-512 (the Xeon, held to AVX2: 0.8658, n 1, after 254 s).
     """
     epochs = 24 if cpu_has_bf16() or cpu_has_avx512() else 16
     kept = dict(schedule="linear", warmup=1, label_smoothing=0.1, translate=2, padding="reflect", flip="alternate")
