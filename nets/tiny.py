@@ -103,8 +103,8 @@ class Block(Look):
 class Grouped(nn.Conv2d):
     """A 4x4 convolution of stride 2 in as many groups as the channels allow.
 
-    On a processor by an operator of its own (`grouped_cpu.py`), on a GPU and in half precision as one of all channels whose filters have zeros for the other
-    groups'. The products with zeros are little to a matrix unit. For groups of two or three channels oneDNN has no fast kernels in half precision (161 ms for
+    On a processor by an operator of its own (`grouped_cpu.py`), on a GPU, and without that operator in half precision, as one of all channels whose filters have zeros for the
+    other groups'. The products with zeros are little to a matrix unit. For groups of two or three channels oneDNN has no fast kernels in half precision (161 ms for
     40), and cuDNN none of this layout, by reading: changes of layout were a fifth of a compiled step of `tiny83k` (`benchmarks/LOG.md`).
     """
 

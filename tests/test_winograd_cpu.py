@@ -183,8 +183,9 @@ def test_nets_learn_and_test_as_by_torch(name, side, convolutions, monkeypatch):
     assert max(away[:2]) < 1e-4 and max(away) < 5e-2  # where a pool's values are nearly equal, the gradient may go another way: of torch's and float64's 2e-2
 
 
-def test_the_same_bits_by_any_number_of_threads():
-    layer, images, before, found = made(32, 48), images_of((100, 32, 48, 6, 6)), torch.get_num_threads(), []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_by_any_number_of_threads(dtype):
+    layer, images, before, found = made(32, 48), images_of((100, 32, 48, 6, 6)).to(dtype), torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
