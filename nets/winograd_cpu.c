@@ -4,8 +4,7 @@
    of a tile as it has pixels, another as many of a filter; at each place the channels of many tiles are multiplied with filters as matrices are, and a third map makes the
    square of it: of 4x4 pixels 36 products where there were 144.
 
-   In bf16, where a processor has vectors for it, places hold pairs of neighbouring terms of a sum in a word of 32 bits: for it, too, a place of some channels is a row of words.
-   Sums and maps are of floats. */
+   Of images in bf16 (`half`) places are bf16, too, pairs of neighbouring terms of a sum in a word of 32 bits, so that rows of them lie as rows of floats do; all sums are floats. */
 
 #include "vectors.h"
 
@@ -175,7 +174,7 @@ ALWAYS add(void *map, long i, vec x, int half) { set(map, i, get(map, i, half) +
             }                                                                                                                   \
             EACH(i, size) {                                                                                                     \
                 of(some + i * (m + 2), line, 1, m);                                                                             \
-                long row = (to.image + (long)(to.y + i - border) * width + to.x - border) * channels + first + c;            \
+                long row = (to.image + (long)(to.y + i - border) * width + to.x - border) * channels + first + c;               \
                 if (i < bottom && (i >= border || to.y)) EACH(j, size) if (j < right && (j >= border || to.x)) gives(map, row + j * channels, line[j], half); \
             }                                                                                                                   \
         }                                                                                                                       \
