@@ -29,7 +29,7 @@ def dense(map_NCHW: Tensor) -> tuple[Tensor, bool]:
 
 def folded(gain_C: Tensor, shift_C: Tensor, widen_HC: Tensor, narrow_CC: Tensor, scale_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(widen with the norm's gain in it, what the norm's shift adds behind it, narrow with the scale in it)."""
-    return widen_HC * gain_C, widen_HC @ shift_C, narrow_CC * scale_C[:, None]
+    return widen_HC * gain_C, (widen_HC * shift_C).sum(1), narrow_CC * scale_C[:, None]  # autocast would have a product of matrices in half precision
 
 
 @torch.library.custom_op("tenfold::gated_block_cpu", mutates_args=())
@@ -66,7 +66,7 @@ def gated_block_backward(
         out,
         of_look,
         (widen_HC * of_widen).sum(0),
-        of_bias @ widen_HC,
+        (widen_HC * of_bias[:, None]).sum(0),
         of_widen * gain_C + of_bias[:, None] * shift_C,
         of_narrow * scale_C[:, None],
         (of_narrow * narrow_CC).sum(1),

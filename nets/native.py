@@ -94,7 +94,12 @@ def make(compiler: list[str], source: Path, path: Path) -> Path:
 
 def shared(function, maps: Sequence[Tensor | None], sums: Sequence[Tensor | None], others: Sequence[Tensor | None], *numbers: int) -> None:
     """A function of C that `SHARED` made (`vectors.h`), by all parts of the images, with as many threads as torch has. maps: a row for each image; sums: for each
-    part; None: NULL."""
+    part; None: NULL. Sums and others are float32: C would take anything else for it.
+
+    Raises `TypeError` where they are not.
+    """
+    if any(t is not None and t.dtype != torch.float32 for t in (*sums, *others)):
+        raise TypeError("an operator of a net was given parameters that are not float32")
     tensors, count = [*maps, *sums, *others], next(len(t) for t in maps if t is not None)
     places = (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
     by_image = (ctypes.c_long * len(tensors))(*map(row, maps))

@@ -131,6 +131,19 @@ def test_when_it_is_used():
     assert block.eval().nativable(images) and tiny.Block(16, "batch", 0.1).eval().nativable(images)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_under_autocast_it_is_the_same_in_float32(times):
+    block, images, found = made(16, times), torch.randn(4, 16, 8, 8).bfloat16(), []
+    for half in (False, True):
+        block.zero_grad()
+        ours = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = block(ours if half else ours.float())
+            out.square().sum().backward()  # the way back, too
+        found.append([out, ours.grad, *(p.grad for p in block.parameters())])
+    assert found[0][0].dtype == torch.float32 and all(torch.equal(a, b) for a, b in zip(*found))
+
+
 def test_the_operators_hold_to_torchs_rules():
     parameters = [p.detach().clone().requires_grad_() for p in made(8).matrices(made(8))]
     for memory in (torch.channels_last, torch.contiguous_format):
