@@ -37,7 +37,8 @@ def library(name: str) -> ctypes.CDLL | None:
         if program is None:
             return None
         compiler = [program, *command[1:]]
-        told = source.read_bytes() + HEADER.read_bytes() + "\0".join((*compiler, *FLAGS, processor())).encode()
+        headers = b"".join(header.read_bytes() for header in sorted(HEADER.parent.glob("*.h")))
+        told = source.read_bytes() + headers + "\0".join((*compiler, *FLAGS, processor())).encode()
         kept = source.parent / "__pycache__" / f"{name}-{hashlib.sha256(told).hexdigest()[:16]}.so"
         if not kept.exists():
             kept = make(compiler, source, kept)
