@@ -1,4 +1,5 @@
-/* Winograd's minimal filtering of 3x3 filters in one dimension, for squares of m = 2, 3 and 4 pixels (winograd_cpu.c): what is known of m when it is compiled is no branch.
+/* Winograd's minimal filtering of 3x3 filters in one dimension, for squares of m = 2, 3 and 4 pixels (winograd_cpu.c), which knows m when it is compiled, so that no
+   branch by it is left.
 
    F(m, 3): square = square_map(filter_map(filter) * tile_map(tile)), place by place (Lavin and Gray 2015, arXiv:1509.09308). */
 

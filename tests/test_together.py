@@ -44,10 +44,8 @@ def losses(folder) -> torch.Tensor:
     return torch.tensor([json.loads(line)["loss"] for line in (folder / "steps.jsonl").read_text().splitlines()])
 
 
-ROUGH = (
-    "level1",
-    "speednet",
-)  # pools and ReLU choose: what differs by a rounding of 1e-6 may differ by 1e-3 within six steps, and with `level1` at ten times this rate by 1e-2
+# Pools and ReLU choose: what differs by a rounding of 1e-6 may differ by 1e-3 within six steps, and with `level1` at ten times this rate by 1e-2
+ROUGH = ("level1", "speednet")
 SETTINGS = {
     "plain": ({}, [{"seed": s} for s in range(3)]),
     "a ladder's": (dict(net="level1", lr=0.002), [{"seed": s} for s in range(2)]),

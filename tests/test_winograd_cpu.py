@@ -32,7 +32,7 @@ def made(inputs: int, outputs: int) -> Conv2d:
 
 
 ROUNDED = {2: 0.006, 3: 0.011, 4: 0.017}  # an error in bfloat16, root mean square, of squares of each side
-ROUNDED_FLOAT = {2: 2e-6, 3: 3e-6, 4: 4e-6}
+ROUNDED_FLOAT = {2: 2e-6, 3: 2.5e-6, 4: 3e-6}  # and in float32
 
 
 def check(layer: Conv2d, images: torch.Tensor) -> None:
