@@ -6,7 +6,8 @@ A stage is blocks of one width: depthwise 3x3, layer norm over channels, 1x1 to 
 scale for each channel that starts small. `down` is a 4x4 convolution of stride 2 in as many groups as the widths allow, and a norm:
 the even kernel covers the halved grid evenly, and groups make it cheap. `tiny10k.py` to `tiny300k.py` name those that were chosen for a budget; any other is a name, too:
 `tiny_16-24-40_2-3-2_2` has the widths 16, 24 and 40, and 2, 3 and 2 blocks that use their filters twice.
-Most of a block's parameters are its 1x1 filters; it may use them more than once, each time with a depthwise filter, a norm and a scale of their own.
+Most of a block's parameters are its 1x1 filters; it may use them more than once, each time with a depthwise filter, a norm and a scale of their own. So may a stage,
+at more than one size of the map: `tiny_16-48x2_2-2_2` has 16 channels, and then 48 at two sizes by the same 1x1 filters.
 
 From: depthwise and pointwise convolutions (Chollet 2017, arXiv:1610.02357), gated linear units with SiLU (Shazeer 2020,
 arXiv:2002.05202), scaled residuals (Touvron et al. 2021, arXiv:2103.17239), filters used again (ThriftyNet, Coiffier et al. 2020, arXiv:2007.10106), and
@@ -47,18 +48,20 @@ class Look(nn.Module):
 
 
 class Block(Look):
-    """x + scale * narrow(silu(gate) * value), `times` times with the same 1x1 filters, each with a look of its own; 3 * channels**2 + 12 * times * channels
-    parameters. Keeps the shape. By one operator on CUDA (`gated.py`) and on a processor (`gated_cpu.py`)."""
+    """x + scale * narrow(silu(gate) * value), `times` times at each of `sizes` sizes of the map with the same 1x1 filters, each with a look of its own;
+    3 * channels**2 + 12 * times * sizes * channels parameters. Keeps the shape. By one operator on CUDA (`gated.py`) and on a processor (`gated_cpu.py`)."""
 
-    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1):
+    def __init__(self, channels: int, norm: str, dropout: float, scale: float = 0.1, times: int = 1, sizes: int = 1):
         super().__init__(channels, norm, scale)
+        self.times = times
         self.dropout = nn.Dropout2d(dropout)
         self.widen, self.narrow = nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.Conv2d(channels, channels, 1, bias=False)
-        self.more = nn.ModuleList(Look(channels, norm, scale) for _ in range(times - 1))
+        self.more = nn.ModuleList(Look(channels, norm, scale) for _ in range(times * sizes - 1))
 
-    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, images_NCHW: torch.Tensor, size: int = 0) -> torch.Tensor:
+        """At the size of that number, the first of which is 0."""
         use = self.native if self.nativable(images_NCHW) else self.fused if self.fusible(images_NCHW) else self.plain
-        for own in (self, *self.more):
+        for own in (self, *self.more)[size * self.times : (size + 1) * self.times]:
             images_NCHW = use(images_NCHW, own)
         return images_NCHW
 
@@ -136,26 +139,58 @@ def down(inputs: int, outputs: int, norm: str) -> nn.Module:
     return nn.Sequential(Grouped(inputs, outputs), norm_of(norm, outputs))
 
 
-def tiny(num_classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], times: int = 1, norm: str = "batch", dropout: float = 0.0) -> nn.Module:
-    """A member. widths: channels of each stage, in multiples of eight (for group norm); blocks: of each stage; times: how often each block's 1x1 filters are used."""
+class Stage(nn.Sequential):
+    """Blocks of one width, [N,C,H,W] → [N,C,h,w]: `sizes` times over with the same 1x1 filters, each time but the first behind a `down`, so that H is h * 2**(sizes - 1)."""
+
+    def __init__(self, channels: int, blocks: int, times: int, sizes: int, norm: str, dropout: float):
+        super().__init__(*(Block(channels, norm, dropout, times=times, sizes=sizes) for _ in range(blocks)))
+        self.downs = nn.ModuleList(down(channels, channels, norm) for _ in range(sizes - 1))
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        *blocks, downs = self
+        for size in range(len(downs) + 1):
+            if size:
+                images_NCHW = downs[size - 1](images_NCHW)
+            for block in blocks:
+                images_NCHW = block(images_NCHW, size)
+        return images_NCHW
+
+
+def tiny(
+    num_classes: int,
+    widths: tuple[int, ...],
+    blocks: tuple[int, ...],
+    times: int = 1,
+    sizes: tuple[int, ...] | None = None,
+    norm: str = "batch",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """A member. widths: channels of each stage, in multiples of eight (for group norm); blocks: of each stage; times: how often each block's 1x1 filters are used at one
+    size of the map; sizes: at how many sizes those of each stage are, one unless said."""
     stages: OrderedDict[str, nn.Module] = OrderedDict(stem=layers.Block(nn.Conv2d(3, widths[0], 3, padding=1, bias=False), norm_of(norm, widths[0])))
-    for i, (width, count) in enumerate(zip(widths, blocks)):
+    for i, (width, count, each) in enumerate(zip(widths, blocks, sizes or (1,) * len(widths))):
         if i:
             stages[f"down{i}"] = down(widths[i - 1], width, norm)
-        stages[f"stage{i + 1}"] = nn.Sequential(*(Block(width, norm, dropout, times=times) for _ in range(count)))
+        stages[f"stage{i + 1}"] = Stage(width, count, times, each, norm, dropout)
     stages["head"] = nn.Sequential(norm_of(norm, widths[-1]), GlobalMean(), nn.Flatten(), nn.Linear(widths[-1], num_classes))
     return nn.Sequential(stages)
 
 
 def member(numbers: str) -> Callable[..., nn.Module]:
-    """`build` of the member that WIDTHS_BLOCKS or WIDTHS_BLOCKS_TIMES names, such as 16-24-40_2-3-2_2. Raises `ValueError` where they are no net's."""
-    found = re.fullmatch(r"(\d{1,4}(?:-\d{1,4})*)_(\d{1,2}(?:-\d{1,2})*)(?:_(\d{1,2}))?", numbers, re.ASCII)
+    """`build` of the member that WIDTHS_BLOCKS or WIDTHS_BLOCKS_TIMES names, such as 16-24-40_2-3-2_2 or 16-48x2_2-2_2. Raises `ValueError` where they are no net's."""
+    found = re.fullmatch(r"(\d{1,4}(?:x\d)?(?:-\d{1,4}(?:x\d)?)*)_(\d{1,2}(?:-\d{1,2})*)(?:_(\d{1,2}))?", numbers, re.ASCII)
     if not found:
-        raise ValueError("name a tiny net as tiny_WIDTHS_BLOCKS, such as tiny_24-40-48_2-3-3, or with how often each filter is used, tiny_16-24-40_2-3-2_2")
-    widths, blocks = (tuple(map(int, part.split("-"))) for part in found.groups()[:2])
-    times = int(found[3] or 1)
-    if len(widths) != len(blocks) or len(widths) > 5:
-        raise ValueError(f"{len(widths)} widths for {len(blocks)} stages of blocks: give as many, at most 5, since each stage halves the image")
-    if any(width % 8 or not width for width in widths) or times < 1:
+        raise ValueError(
+            "name a tiny net as tiny_WIDTHS_BLOCKS, such as tiny_24-40-48_2-3-3, or with how often each filter is used, tiny_16-24-40_2-3-2_2, "
+            "and at how many sizes, tiny_16-48x2_2-2_2"
+        )
+    stages = [width.partition("x") for width in found[1].split("-")]
+    widths, sizes = tuple(int(width) for width, _, _ in stages), tuple(int(each or 1) for _, _, each in stages)
+    blocks, times = tuple(map(int, found[2].split("-"))), int(found[3] or 1)
+    if len(widths) != len(blocks) or sum(sizes) > 5:
+        raise ValueError(
+            f"{len(widths)} widths for {len(blocks)} stages of blocks, at {sum(sizes)} sizes: give as many widths as stages, at most 5 sizes, since each halves the image"
+        )
+    if any(width % 8 or not width for width in widths) or times < 1 or 0 in sizes:
         raise ValueError("widths are multiples of eight, and filters are used once or more often")
-    return partial(tiny, widths=widths, blocks=blocks, times=times)
+    return partial(tiny, widths=widths, blocks=blocks, times=times, sizes=sizes)

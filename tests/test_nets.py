@@ -1,6 +1,5 @@
 """The nets: their sizes, shapes and names, and what is measured of them."""
 
-import copy
 import subprocess
 import sys
 
@@ -9,16 +8,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.func import functional_call, vmap
 
 import nets
-from nets import native, tiny, winograd_cpu
+from nets import native, winograd_cpu
 from nets.layers import NORMS, Residual
 from nets.measure import layers, output_shape
 
 LADDER = {"level1": 83_368, "level2": 203_624, "level3": 203_624, "level4": 96_490}
-TINY = {"tiny10k": 9_738, "tiny25k": 24_506, "tiny50k": 49_554, "tiny83k": 82_570, "tiny100k": 99_482, "tiny200k": 199_634, "tiny300k": 299_794}
-BUDGETS = {"tiny83k": LADDER["level1"]} | {name: 1000 * int(name[4:-1]) for name in TINY if name != "tiny83k"}
 NAMES = nets.names()
 BUILDERS = ("level1", "quick", "speednet", "tiny10k")  # of each kind but `tiniest`, which compiles for minutes
 
@@ -52,18 +48,8 @@ def test_parameters_of_the_ladder_whatever_the_norm(name, kind):
     assert nets.parameters(nets.load(name, norm=kind)) == LADDER[name]
 
 
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("kind", NORMS)
-def test_parameters_of_the_tiny_nets_are_within_their_budgets(name, kind):
-    assert nets.parameters(nets.load(name, norm=kind)) == TINY[name] <= BUDGETS[name]
-
-
 def test_parameters_of_the_anchor():
     assert nets.parameters(nets.load("tiniest")) == 97_530
-
-
-def test_every_member_of_the_family_is_tested():
-    assert {name for name in NAMES if name.startswith("tiny")} == set(TINY)
 
 
 def test_dropout_of_the_ladder():
@@ -206,21 +192,6 @@ def test_receptive_field_by_hand():
     assert field(nn.Conv2d(3, 4, 151, stride=8, padding=75), pooled) == 151
 
 
-def test_filters_used_twice_look_twice():
-    """A block that uses its 1x1 filters again is two blocks that share them."""
-    torch.manual_seed(0)
-    twice, once = tiny.Block(8, "batch", 0.0, scale=0.7, times=2), [tiny.Block(8, "batch", 0.0, scale=0.7) for _ in range(2)]
-    for each, own in zip(once, (twice, *twice.more)):
-        each.load_state_dict({name: value for name, value in twice.state_dict().items() if not name.startswith("more")} | own.state_dict(), strict=False)
-    images = torch.randn(2, 8, 6, 6)
-    torch.testing.assert_close(twice(images), once[1](once[0](images)))
-    assert nets.parameters(twice) == nets.parameters(once[0]) + 12 * 8
-
-
-def test_receptive_field_of_many_gates():
-    assert nets.receptive_field(tiny.tiny(10, widths=(8,), blocks=(20,))) == 3 + 20 * 2
-
-
 def test_receptive_fields_of_the_ladder():
     assert [nets.receptive_field(nets.load(name)) for name in LADDER] == [76, 91, 91, 75]
 
@@ -230,13 +201,6 @@ def test_macs_by_the_formula():
     assert nets.macs(convolution, (3, 32, 48)) == 8 * 16 * 24 * 3 * 5 * 5
     assert nets.macs(nn.Conv2d(6, 6, 3, padding=1, groups=6), (6, 10, 10)) == 6 * 100 * 9
     assert nets.macs(nn.Sequential(nn.Flatten(), nn.Linear(12, 7)), (3, 2, 2)) == 84
-
-
-def test_a_block_that_uses_filters_itself_has_a_row_for_them():
-    """Two 1x1 convolutions of 3 * channels**2 parameters, used twice, and a scale for each use."""
-    block = next(row for row in layers(nets.load("tiny25k")) if row.name == "stage1.0")
-    assert (block.kind, block.parameters, block.macs) == ("Block", 3 * 16**2 + 2 * 16, 2 * 3 * 16**2 * 32 * 32)
-    assert not any(row.kind == "Dropout2d" for row in layers(nets.load("tiny25k")))
 
 
 @pytest.mark.parametrize("name", ["level1", "level4", "quick", "speednet", "tiniest", "tiny25k"])
@@ -265,36 +229,6 @@ def test_unknown_net_is_one_line_with_the_names(name):
     assert "level1, level2, level3, level4, quick" in str(caught.value)
 
 
-@pytest.mark.parametrize("name, chosen", [("tiny_16-24-40_2-3-2_2", "tiny25k"), ("tiny_24-40-48_2-3-3", "tiny50k"), ("tiny_24-40-48_2-3-3_1", "tiny50k")])
-def test_any_member_of_the_tiny_family_is_a_name(name, chosen):
-    torch.manual_seed(3)
-    made = nets.load(name, 7, norm="group")
-    torch.manual_seed(3)
-    expected = nets.load(chosen, 7, norm="group").state_dict()
-    assert list(made.state_dict()) == list(expected) and all(torch.equal(value, expected[key]) for key, value in made.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    "name, says",
-    [
-        ("tiny_16-24", "tiny_WIDTHS_BLOCKS"),
-        ("tiny_", "choose one of"),
-        ("tiny_16-24-40_2-3-2_0", "once or more"),
-        ("tiny_16-24-40_2-3", "3 widths for 2 stages"),
-        ("tiny_12-24_2-3", "multiples of eight"),
-        ("tiny_0_1", "multiples of eight"),
-        ("tiny_8-8-8-8-8-8_1-1-1-1-1-1", "at most 5"),
-        ("tiny_99999_1", "tiny_WIDTHS_BLOCKS"),
-        ("tiny25k_8_1", "choose one of"),
-        ("level1_8_1", "choose one of"),
-    ],
-)
-def test_a_member_that_cannot_be_is_one_line(name, says):
-    with pytest.raises(nets.UnknownNet, match=says) as caught:
-        nets.find(name)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_net_is_one_new_file(tmp_path, monkeypatch):
     (tmp_path / "plain.py").write_text("def helper():\n    pass\n")
     (tmp_path / "slim.py").write_text("from torch import nn\n\n\ndef build(num_classes):\n    return nn.Linear(2, num_classes)\n")
@@ -321,24 +255,6 @@ def test_command_names_the_nets_for_an_unknown_one():
     done = run("level9")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: net 'level9'") and done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("sizes", [(32, 48), (16, 32), (8, 8)], ids=str)
-def test_a_convolution_in_groups_is_the_same_with_zeros_for_the_other_groups(sizes, monkeypatch):
-    """Its gradients, too, and for several nets at once."""
-    monkeypatch.setattr(tiny.Grouped, "nativable", lambda *_: False)
-    plain = tiny.Grouped(*sizes)
-    filled, pictures, results = copy.deepcopy(plain), torch.randn(3, sizes[0], 8, 8).contiguous(memory_format=torch.channels_last), []
-    monkeypatch.setattr(filled, "dense", lambda images: True)
-    for one in (plain, filled):
-        given = pictures.clone().requires_grad_()
-        out = one(given)
-        out.square().sum().backward()
-        results.append((out, one.weight.grad, given.grad))
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
-    weights = torch.stack([plain.weight, 2 * plain.weight])
-    out = vmap(lambda weight: functional_call(filled, {"weight": weight}, (pictures,)))(weights)
-    torch.testing.assert_close(out, torch.stack([plain(pictures), 2 * plain(pictures)]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["speednet", "tiny10k"])

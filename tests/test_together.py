@@ -50,7 +50,7 @@ SETTINGS = {
     "plain": ({}, [{"seed": s} for s in range(3)]),
     "a ladder's": (dict(net="level1", lr=0.002), [{"seed": s} for s in range(2)]),
     "muon growing": (dict(net="quick", optimiser="muon", muon_lr=0.02, first_side=16, schedule="linear", warmup=1.0), [{"seed": s} for s in range(2)]),
-    "few parameters": (dict(net="tiny10k", optimiser="muon", muon_lr=0.02), [{"seed": s} for s in range(2)]),
+    "filters used again": (dict(net="tiny_8-16x2_1-1_2", optimiser="muon", muon_lr=0.02), [{"seed": s} for s in range(2)]),
     "whitening": (dict(net="speednet", optimiser="muon", lr=0.1, head_lr=0.1, muon_lr=0.01), [{"seed": s} for s in range(2)]),
     "adamw, mean of weights, mixed": (dict(optimiser="adamw", lr=1e-4, ema=0.9, mixup=0.5, label_smoothing=0.1), [{"seed": s} for s in range(2)]),
     "other rates and losses": (dict(momentum=0.5), [{"lr": 0.05}, {"lr": 0.2}, {"label_smoothing": 0.2}, {"weight_decay": 0.1}]),
