@@ -169,11 +169,14 @@ def layers(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> list[Layer]:
     itself is a row for them, behind those of its parts; the net, where it does, is one without a name."""
     fields, rows, known = receptive_fields(net, shape[0]), [], set()
     before, sees = shape, 1
-    for step in trace(net, shape):
+    steps = trace(net, shape)
+    ran = {id(step.module) for step in steps}
+    for step in steps:
         if isinstance(step.module, (nn.Linear, *WINDOWS)):
             sees = fields.get(step.name)
-        # a module that is used twice has its parameters once
-        own = {id(p): p.numel() for p in step.module.parameters() if p.requires_grad and id(p) not in known}
+        # a module that is used twice has its parameters once, and a part that is used later has its own there
+        parts = {id(p) for part in step.module.modules() if part is not step.module and id(part) in ran for p in part.parameters()}
+        own = {id(p): p.numel() for p in step.module.parameters() if p.requires_grad and id(p) not in known | parts}
         alone = next(step.module.children(), None) is None
         if own or step.macs or (alone and step.shape != before):
             rows.append(Layer(step.name, type(step.module).__name__, step.shape, sum(own.values()), step.macs, sees))

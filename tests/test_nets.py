@@ -203,7 +203,7 @@ def test_macs_by_the_formula():
     assert nets.macs(nn.Sequential(nn.Flatten(), nn.Linear(12, 7)), (3, 2, 2)) == 84
 
 
-@pytest.mark.parametrize("name", ["level1", "level4", "quick", "speednet", "tiniest", "tiny25k"])
+@pytest.mark.parametrize("name", ["level1", "level4", "quick", "speednet", "tiniest", "tiny25k", "tiny_8-16x2_1-1_2"])
 def test_layers_add_up_and_measuring_changes_nothing(name):
     net = nets.load(name)
     before = {key: value.clone() for key, value in net.state_dict().items()}

@@ -105,6 +105,8 @@ def test_a_block_that_uses_filters_itself_has_a_row_for_them():
     """Two 1x1 convolutions of 3 * channels**2 parameters, used twice, and a scale for each use."""
     block = next(row for row in layers(nets.load("tiny25k")) if row.name == "stage1.0")
     assert (block.kind, block.parameters, block.macs) == ("Block", 3 * 16**2 + 2 * 16, 2 * 3 * 16**2 * 32 * 32)
+    own = [(row.parameters, row.macs) for row in layers(nets.load("tiny_8-16x2_1-1_2")) if row.name == "stage2.0"]
+    assert own == [(3 * 16**2 + 4 * 16, 2 * 3 * 16**2 * 16 * 16), (0, 2 * 3 * 16**2 * 8 * 8)]  # at its second size it has them already
     assert not any(row.kind == "Dropout2d" for row in layers(nets.load("tiny25k")))
 
 
