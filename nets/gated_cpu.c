@@ -1,63 +1,34 @@
-/* A tiny net's block on a processor (gated_cpu.py): forward and backward pass of a few images at a time, whose maps stay in the cache.
+/* A tiny net's block on a processor (gated_cpu.py): forward and backward pass of a few images at a time, whose maps stay in the cache as planes
+   (gated_maps.h).
 
-   Planes: a map of C channels as C rows of `span` floats, the pixels of a group of images one behind the other, zeros behind the last. A vector is of
-   neighbouring pixels, so that the number of channels is no matter, and a sum over channels is one of vectors. A depthwise filter shifts
-   vectors where they end with rows; elsewhere an image's plane gets a border of zeros and is taken as one long row, in which every tap is a constant
-   distance away. */
+   In half, for processors that multiply pairs of bf16 (`both`), products are of such pairs: of two neighbouring channels of a pixel where channels are summed over, and for
+   gradients of filters of two neighbouring pixels. Maps, norms, gates and all sums stay float. */
 
 #include "vectors.h"
+#include "gated_maps.h"
 
 #include <math.h>
 
-enum { ACROSS = LANES == 4 ? 4 : 2, STRIP = ACROSS * LANES }; /* vectors that a product takes at a time, and their pixels */
-enum { OUT = LANES == 16 ? 8 : 4, BESIDE = LANES == 8 ? 2 : 4 }; /* and outputs; columns of an outer product: as many sums as registers hold */
-enum { WANTED = 256, FOUR = 4 };            /* pixels that a group of images is to have; rows that a depthwise filter takes at a time */
+enum { OUT = LANES == 16 ? 8 : 4, BESIDE = LANES == 8 ? 2 : 4 }; /* outputs of a product, and columns of an outer one, at a time: as many sums as registers hold */
 
 #ifdef __AVX512F__
 static inline vec inverse_root(vec x) {
     vec r = (vec)_mm512_rsqrt14_ps((__m512)x);
     return r * (1.5f - 0.5f * x * r * r);
 }
-#define MOVED(lanes, high, low, by) (vec)_mm512_maskz_alignr_epi32(lanes, (__m512i)(high), (__m512i)(low), by)
-static inline vec from_left(vec before, vec x) { return MOVED(0xffff, x, before, 15); } /* what stands to the left of each lane; to the right */
-static inline vec from_right(vec x, vec behind) { return MOVED(0xffff, behind, x, 1); }
-/* of a vector of two rows: the same; zeros and the first row; the second and zeros */
-static inline vec left_of_two(vec x) { return MOVED(0xfefe, x, x, 15); }
-static inline vec right_of_two(vec x) { return MOVED(0x7f7f, x, x, 1); }
-static inline vec none_and_first(vec x) { return MOVED(0xff00, x, x, 8); }
-static inline vec second_and_none(vec x) { return MOVED(0x00ff, x, x, 8); }
 #else
 static inline vec inverse_root(vec x) {
-    vec r;
-    for (int i = 0; i < LANES; i++) r[i] = 1.0f / sqrtf(x[i]);
-    return r;
+    for (int i = 0; i < LANES; i++) x[i] = 1.0f / sqrtf(x[i]);
+    return x;
 }
-#ifdef __AVX2__
-static inline vec from_left(vec before, vec x) { return MIXED(before, x, 7, 8, 9, 10, 11, 12, 13, 14); }
-static inline vec from_right(vec x, vec behind) { return MIXED(x, behind, 1, 2, 3, 4, 5, 6, 7, 8); }
-static inline vec left_of_two(vec x) { return MIXED(x, (vec){}, 8, 0, 1, 2, 8, 4, 5, 6); }
-static inline vec right_of_two(vec x) { return MIXED(x, (vec){}, 1, 2, 3, 8, 5, 6, 7, 8); }
-static inline vec none_and_first(vec x) { return MIXED(x, (vec){}, 8, 8, 8, 8, 0, 1, 2, 3); }
-static inline vec second_and_none(vec x) { return MIXED(x, (vec){}, 4, 5, 6, 7, 8, 8, 8, 8); }
-#else
-static inline vec from_left(vec before, vec x) { return MIXED(before, x, 3, 4, 5, 6); }
-static inline vec from_right(vec x, vec behind) { return MIXED(x, behind, 1, 2, 3, 4); }
-static inline vec left_of_two(vec x) { return MIXED(x, (vec){}, 4, 0, 4, 2); }
-static inline vec right_of_two(vec x) { return MIXED(x, (vec){}, 1, 4, 3, 4); }
-static inline vec none_and_first(vec x) { return MIXED(x, (vec){}, 4, 4, 0, 1); }
-static inline vec second_and_none(vec x) { return MIXED(x, (vec){}, 2, 3, 4, 4); }
-#endif
 #endif
 
-/* Channels, the pixels of each one behind the other, in a buffer of ours or as the images lie; `span` from one to the next. */
-typedef struct {
-    const float *at;
-    long span;
-} Planes;
+#define ALWAYS static inline __attribute__((always_inline)) void
+#define ALWAYS_INT static inline __attribute__((always_inline)) int
 
-/* out[o][0..STRIP) = start[o], or base[o][0..STRIP), + sum over i of weight[i][o] * in[i][0..STRIP); `outs` a multiple of OUT. */
-static inline void product(float *restrict out, long out_span, const float *restrict weight, const float *restrict start, Planes base,
-                           const float *restrict in, long in_span, int ins, int outs) {
+/* out[o][0..STRIP) = start[o], or base[o][0..STRIP), + sum over i of weight[i][o] * in[i][0..STRIP); `outs` a multiple of OUT. In half i counts pairs. */
+ALWAYS product(float *restrict out, long out_span, const float *restrict weight, const float *restrict start, Planes base, const float *restrict in,
+                    long in_span, int ins, int outs, int half) {
     for (int o = 0; o < outs; o += OUT) {
         vec sum[OUT][ACROSS];
         for (int k = 0; k < OUT; k++)
@@ -69,15 +40,27 @@ static inline void product(float *restrict out, long out_span, const float *rest
 #pragma GCC unroll 8
             for (int k = 0; k < OUT; k++)
 #pragma GCC unroll 4
-                for (int v = 0; v < ACROSS; v++) sum[k][v] += w[k] * a[v];
+                for (int v = 0; v < ACROSS; v++) sum[k][v] = more(sum[k][v], half ? same(w + k) : all(w[k]), a[v], half);
         }
         for (int k = 0; k < OUT; k++)
             for (int v = 0; v < ACROSS; v++) put(out + (o + k) * out_span + v * LANES, sum[k][v]);
     }
 }
 
-/* sums[i][j] += left[i] . right[j] over the span, each as LANES partial sums; rows and columns multiples of four. */
-static void outer(float *restrict sums, const float *restrict left, long left_span, int rows, const float *restrict right, long right_span, int columns, long pixels) {
+/* A strip's channels as pairs, two channels a row. */
+static inline void paired_channels(float *restrict out, const float *restrict in, long span, int channels) {
+    for (int c = 0; c < channels; c += 2, in += 2 * span)
+        for (int v = 0; v < STRIP; v += LANES, out += LANES) *(vecu *)out = paired(at(in + v), at(in + span + v));
+}
+
+/* A strip's channels in bf16: neighbouring pixels are pairs. */
+static inline void paired_pixels(float *restrict out, long out_span, const float *restrict in, long span, int channels) {
+    for (int c = 0; c < channels; c++, in += span, out += out_span)
+        for (int v = 0; v < STRIP; v += LANES) set(out, v, at(in + v), 1);
+}
+
+/* sums[i][j] += left[i] . right[j] over the span, each as LANES partial sums; rows and columns multiples of four. In half pixels count pairs. */
+ALWAYS outer(float *restrict sums, const float *restrict left, long left_span, int rows, const float *restrict right, long right_span, int columns, long pixels, int half) {
     for (int i = 0; i < rows; i += FOUR)
         for (int j = 0; j < columns; j += BESIDE) {
             vec s[FOUR][BESIDE];
@@ -90,206 +73,11 @@ static void outer(float *restrict sums, const float *restrict left, long left_sp
 #pragma GCC unroll 4
                 for (int a = 0; a < FOUR; a++)
 #pragma GCC unroll 4
-                    for (int b = 0; b < BESIDE; b++) s[a][b] += l[a] * r[b];
+                    for (int b = 0; b < BESIDE; b++) s[a][b] = more(s[a][b], l[a], r[b], half);
             }
             for (int a = 0; a < FOUR; a++)
                 for (int b = 0; b < BESIDE; b++) put(sums + ((i + a) * columns + j + b) * LANES, s[a][b]);
         }
-}
-
-typedef struct {
-    int channels, height, width, images;   /* of a group */
-    long pixels, full, span, pitch, plane; /* of an image; of a group's plane; to its next one; of a row with its border; of an image with it, and room behind */
-} Shape;
-
-static Shape shape_of(int channels, int height, int width, int images) {
-    Shape s = {.channels = channels, .height = height, .width = width, .pixels = (long)height * width, .pitch = width + 2};
-    s.images = s.pixels < WANTED ? (int)(WANTED / s.pixels) : 1;
-    s.images = s.images < images ? s.images : images;
-    s.full = (s.images * s.pixels + STRIP - 1) / STRIP * STRIP;
-    s.span = s.full | 16; /* an odd number of cache lines: a power of two of them, and a pixel's channels all fall into one set of the cache */
-    s.plane = ((height + 2) * s.pitch + 3 * STRIP) / STRIP * STRIP;
-    return s;
-}
-
-/* EDGE vectors of EDGE turned round: to[j][i] = from[i][j]. */
-static inline void turn(float *restrict to, long to_span, const float *restrict from, long from_span) {
-    part r[EDGE], t[EDGE];
-    for (int i = 0; i < EDGE; i++) r[i] = *(const part *)(from + i * from_span);
-#ifdef __aarch64__
-    for (int i = 0; i < 2; i++) t[i] = MIXED(r[i], r[i + 2], 0, 4, 1, 5), t[i + 2] = MIXED(r[i], r[i + 2], 2, 6, 3, 7);
-    for (int j = 0; j < 4; j += 2) {
-        *(part *)(to + j * to_span) = MIXED(t[j], t[j + 1], 0, 4, 1, 5);
-        *(part *)(to + (j + 1) * to_span) = MIXED(t[j], t[j + 1], 2, 6, 3, 7);
-    }
-#else
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = MIXED(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        t[i + 1] = MIXED(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            r[i + j] = MIXED(t[i + j], t[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            r[i + j + 2] = MIXED(t[i + j], t[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int j = 0; j < 4; j++) {
-        *(part *)(to + j * to_span) = MIXED(r[j], r[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        *(part *)(to + (j + 4) * to_span) = MIXED(r[j], r[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-#endif
-}
-
-/* Whether an image's channels are planes as they lie. */
-static inline int are_planes(int last, Shape s) { return !last && s.images == 1 && s.pixels % STRIP == 0; }
-
-/* Images, [count][C][pixels] or with their channels last [count][pixels][C], into planes, zeros behind the last. */
-static void taken(float *restrict planes, const float *restrict images, int last, int count, Shape s) {
-    long C = s.channels;
-    for (int n = 0; n < count; n++, images += C * s.pixels) {
-        float *to = planes + n * s.pixels;
-        if (!last) {
-            for (long c = 0; c < C; c++) memcpy(to + c * s.span, images + c * s.pixels, s.pixels * sizeof(float));
-            continue;
-        }
-        long p = 0;
-        for (; p + EDGE <= s.pixels; p += EDGE)
-            for (long c = 0; c < C; c += EDGE) turn(to + c * s.span + p, s.span, images + p * C + c, C);
-        for (; p < s.pixels; p++)
-            for (long c = 0; c < C; c++) to[c * s.span + p] = images[p * C + c];
-    }
-    for (long c = 0; c < C; c++) memset(planes + c * s.span + count * s.pixels, 0, (s.full - count * s.pixels) * sizeof(float));
-}
-
-/* And back. */
-static void given_back(float *restrict images, const float *restrict planes, int last, int count, Shape s) {
-    long C = s.channels;
-    for (int n = 0; n < count; n++, images += C * s.pixels) {
-        const float *from = planes + n * s.pixels;
-        if (!last) {
-            for (long c = 0; c < C; c++) memcpy(images + c * s.pixels, from + c * s.span, s.pixels * sizeof(float));
-            continue;
-        }
-        long p = 0;
-        for (; p + EDGE <= s.pixels; p += EDGE)
-            for (long c = 0; c < C; c += EDGE) turn(images + p * C + c, C, from + c * s.span + p, s.span);
-        for (; p < s.pixels; p++)
-            for (long c = 0; c < C; c++) images[p * C + c] = from[c * s.span + p];
-    }
-}
-
-/* The planes of some images: their own, where they are some, or a copy. */
-static Planes planes_of(float *copy, const float *images, int last, int count, Shape s) {
-    if (are_planes(last, s)) return (Planes){images, s.pixels};
-    taken(copy, images, last, count, s);
-    return (Planes){copy, s.span};
-}
-
-static inline void bordered(float *restrict plane, const float *restrict image, Shape s) { rows(plane + s.pitch + 1, s.pitch, image, s.width, s.height, s.width); }
-
-/* How many rows a vector holds: one or a part of one, or two; nought where vectors do not end with rows, and four of them with the image. */
-static inline int rows_a_vector(Shape s) {
-    if (s.width % LANES == 0 && s.height % FOUR == 0) return 1;
-    return 2 * s.width == LANES && s.height % (2 * FOUR) == 0 ? 2 : 0;
-}
-
-/* The pixels beside those of a vector, and themselves; zeros outside the image. */
-typedef struct {
-    vec left, middle, right;
-} Row;
-
-static inline __attribute__((always_inline)) Row row_of(const float *plane, int y, int x, int step, Shape s) {
-    const float *p = plane + (long)y * s.width + x;
-    if (step == 2) {
-        vec middle = y < 0 ? none_and_first(at(plane)) : y + 1 == s.height ? second_and_none(at(p - s.width)) : at(p);
-        return (Row){left_of_two(middle), middle, right_of_two(middle)};
-    }
-    if (y < 0 || y == s.height) return (Row){};
-    vec middle = at(p), before = x ? at(p - LANES) : (vec){}, behind = x + LANES < s.width ? at(p + LANES) : (vec){};
-    return (Row){from_left(before, middle), middle, from_right(middle, behind)};
-}
-
-/* A row serves all of four vectors, one below the other, that it is next to. */
-static inline __attribute__((always_inline)) void depthwise_rows(float *restrict out, const float *restrict base, const float *restrict in, const vec *t, int step, Shape s) {
-    for (int y = 0; y < s.height; y += FOUR * step)
-        for (int x = 0; x < s.width; x += LANES) {
-            vec sum[FOUR];
-            for (int k = 0; k < FOUR; k++) sum[k] = base ? at(base + (long)(y + k * step) * s.width + x) : (vec){};
-#pragma GCC unroll 9
-            for (int r = 0; r < (FOUR - 1) * step + 3; r++) {
-                Row row = row_of(in, y + r - 1, x, step, s);
-#pragma GCC unroll 4
-                for (int k = 0; k < FOUR; k++) {
-                    int d = 3 * (r - k * step);
-                    if (d >= 0 && d <= 6) sum[k] += t[d] * row.left + t[d + 1] * row.middle + t[d + 2] * row.right;
-                }
-            }
-            for (int k = 0; k < FOUR; k++) put(out + (long)(y + k * step) * s.width + x, sum[k]);
-        }
-}
-
-static inline __attribute__((always_inline)) void taps_of_rows(vec *t, const float *restrict gradient, const float *restrict in, int step, Shape s) {
-    for (int y = 0; y < s.height; y += FOUR * step)
-        for (int x = 0; x < s.width; x += LANES) {
-            vec g[FOUR];
-            for (int k = 0; k < FOUR; k++) g[k] = at(gradient + (long)(y + k * step) * s.width + x);
-#pragma GCC unroll 9
-            for (int r = 0; r < (FOUR - 1) * step + 3; r++) {
-                Row row = row_of(in, y + r - 1, x, step, s);
-#pragma GCC unroll 4
-                for (int k = 0; k < FOUR; k++) {
-                    int d = 3 * (r - k * step);
-                    if (d >= 0 && d <= 6) t[d] += g[k] * row.left, t[d + 1] += g[k] * row.middle, t[d + 2] += g[k] * row.right;
-                }
-            }
-        }
-}
-
-/* out = base, where there is one, and the correlation of an image's plane with nine taps, or with them turned round. */
-static void depthwise(float *restrict out, const float *restrict base, const float *restrict in, const float *restrict taps, int turned, float *restrict work, Shape s) {
-    vec t[9];
-    for (int k = 0; k < 9; k++) t[k] = all(taps[turned ? 8 - k : k]);
-    int step = rows_a_vector(s);
-    if (step == 1) return depthwise_rows(out, base, in, t, 1, s);
-    if (step == 2) return depthwise_rows(out, base, in, t, 2, s);
-    float *plane = work, *row = work + 2 * s.plane;
-    bordered(plane, in, s);
-    long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
-    for (long q = first; q < last; q += LANES) {
-        vec sum = {};
-#pragma GCC unroll 9
-        for (int k = 0; k < 9; k++) sum += t[k] * at(plane + q + (k / 3 - 1) * s.pitch + k % 3 - 1);
-        put(row + q, sum);
-    }
-    rows(out, s.width, row + first, s.pitch, s.height, s.width);
-    for (long p = 0; base && p < s.pixels; p++) out[p] += base[p];
-}
-
-/* sums[k] += the gradient times the image's plane, a tap away, as LANES partial sums. */
-static void taps_of(float *restrict sums, const float *restrict gradient, const float *restrict in, float *restrict work, Shape s) {
-    vec t[9];
-    for (int k = 0; k < 9; k++) t[k] = at(sums + k * LANES);
-    int step = rows_a_vector(s);
-    if (step == 1) taps_of_rows(t, gradient, in, 1, s);
-    if (step == 2) taps_of_rows(t, gradient, in, 2, s);
-    if (!step) {
-        float *plane = work, *bordered_gradient = work + s.plane;
-        bordered(plane, in, s), bordered(bordered_gradient, gradient, s);
-        long first = s.pitch + 1, last = (s.height + 1) * s.pitch - 1;
-        for (long q = first; q < last; q += LANES) {
-            vec g = at(bordered_gradient + q);
-#pragma GCC unroll 9
-            for (int k = 0; k < 9; k++) t[k] += g * at(plane + q + (k / 3 - 1) * s.pitch + k % 3 - 1);
-        }
-    }
-    for (int k = 0; k < 9; k++) put(sums + k * LANES, t[k]);
-}
-
-/* The depthwise convolution of a group's planes. */
-static void looked(float *restrict out, float *restrict work, Planes planes, const float *taps, int count, Shape s) {
-    for (int c = 0; c < s.channels; c++) {
-        for (int n = 0; n < count; n++) depthwise(out + c * s.span + n * s.pixels, NULL, planes.at + c * planes.span + n * s.pixels, taps + 9 * c, 0, work, s);
-        memset(out + c * s.span + count * s.pixels, 0, (s.full - count * s.pixels) * sizeof(float));
-    }
 }
 
 /* Each pixel's channels of one strip to mean nought and deviation one; gives back one over the deviation. */
@@ -313,14 +101,16 @@ static inline void normed(float *restrict out, long out_span, float *restrict ro
    taps         [C][9]
    widen        [C][2C]: from the normed channel, with the norm's gain in it, to gates and values; bias [2C] what the norm's shift adds to them
    narrow       [C][C]: from the gated channel to the block's, with its scale in it
+   half         whether products are of bf16: then two neighbouring rows of all three are one of pairs
    Returns 1 where there is no memory. */
-int block_forward(const float *images, int images_last, float *out, const float *taps, const float *widen, const float *bias, const float *narrow, float eps,
-                  int count, int channels, int height, int width) {
+ALWAYS_INT forward(const float *images, int images_last, float *out, const float *taps, const float *widen, const float *bias, const float *narrow, float eps, int count,
+                   int channels, int height, int width, int half) {
     Shape s = shape_of(channels, height, width, count);
-    long C = channels, plane = C * s.span;
-    float *work = room(3 * s.plane, 3 * plane + 4 * C * STRIP);
+    long C = channels, plane = C * s.span, terms = half ? C / 2 : C;
+    float *work = room(3 * s.plane, 3 * plane + 5 * C * STRIP);
     if (!work) return 1;
-    float *own = work + 3 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * STRIP, *gated = wide + 2 * C * STRIP;
+    float *own = work + 3 * s.plane, *look = own + plane, *made = look + plane, *norm = made + plane, *wide = norm + C * STRIP, *gated = wide + 2 * C * STRIP,
+          *pairs = gated + C * STRIP;
     int as_they_lie = are_planes(0, s);
     for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
@@ -330,12 +120,14 @@ int block_forward(const float *images, int images_last, float *out, const float 
         looked(look, work, in, taps, here, s);
         for (long p = 0; p < s.full; p += STRIP) {
             normed(norm, STRIP, NULL, look + p, s.span, channels, eps);
-            product(wide, STRIP, widen, bias, (Planes){}, norm, STRIP, channels, 2 * channels);
+            if (half) paired_channels(pairs, norm, STRIP, channels);
+            product(wide, STRIP, widen, bias, (Planes){}, half ? pairs : norm, STRIP, terms, 2 * channels, half);
             for (long c = 0; c < C * STRIP; c += LANES) {
                 vec gate = at(wide + c);
                 put(gated + c, gate * sigmoid(gate) * at(wide + C * STRIP + c));
             }
-            product(to + p, to_span, narrow, NULL, (Planes){in.at + p, in.span}, gated, STRIP, channels, channels);
+            if (half) paired_channels(pairs, gated, STRIP, channels);
+            product(to + p, to_span, narrow, NULL, (Planes){in.at + p, in.span}, half ? pairs : gated, STRIP, terms, channels, half);
         }
         if (!as_they_lie) given_back(out, made, 0, here, s);
     }
@@ -343,19 +135,27 @@ int block_forward(const float *images, int images_last, float *out, const float 
     return 0;
 }
 
+int block_forward(const float *images, int images_last, float *out, const float *taps, const float *widen, const float *bias, const float *narrow, float eps, int count,
+                  int channels, int height, int width, int half) {
+    if (half) return forward(images, images_last, out, taps, widen, bias, narrow, eps, count, channels, height, width, 1);
+    return forward(images, images_last, out, taps, widen, bias, narrow, eps, count, channels, height, width, 0);
+}
+
 /* gradient, out         of the block's output; of its input, which lies as the images do
    widen_back            [2C][C], narrow_back [C][C]: the same filters, from the output's channels to the input's
    tap_sums              [C][9], wide_sums [2C][C], bias_sums [2C], narrow_sums [C][C]: gradients of taps, widen turned round, bias and narrow turned round */
-int block_backward(const float *images, int images_last, const float *gradient, int gradient_last, float *out, const float *taps, const float *widen, const float *bias,
-                   const float *widen_back, const float *narrow_back, float *tap_sums, float *wide_sums, float *bias_sums, float *narrow_sums, float eps, int count,
-                   int channels, int height, int width) {
+ALWAYS_INT backward(const float *images, int images_last, const float *gradient, int gradient_last, float *out, const float *taps, const float *widen, const float *bias,
+                    const float *widen_back, const float *narrow_back, float *tap_sums, float *wide_sums, float *bias_sums, float *narrow_sums, float eps, int count,
+                    int channels, int height, int width, int half) {
     Shape s = shape_of(channels, height, width, count);
-    long C = channels, plane = C * s.span, partial = LANES * (C * 9 + 2 * C * C + 2 * C + C * C);
-    float *work = room(3 * s.plane + partial, 8 * plane + s.full + 4 * C * STRIP);
+    long C = channels, plane = C * s.span, partial = LANES * (C * 9 + 2 * C * C + 2 * C + C * C), terms = half ? C / 2 : C;
+    long kept = half ? s.pairs : s.span, span = half ? STRIP : s.span; /* of what gradients of filters are made of, and of a strip of it before it is pairs */
+    float *work = room(3 * s.plane + partial, 4 * plane + 5 * C * kept + s.full + 4 * C * STRIP + 6 * C * STRIP * half);
     if (!work) return 1;
     float *taps_part = work + 3 * s.plane, *wide_part = taps_part + LANES * C * 9, *bias_part = wide_part + LANES * 2 * C * C, *narrow_part = bias_part + LANES * 2 * C,
-          *look = taps_part + partial, *norm = look + plane, *gated = norm + plane, *back = gated + plane, *given = back + plane, *wide = given + plane,
-          *own = wide + 2 * plane, *root = own + plane, *made = root + s.full, *through = made + 2 * C * STRIP;
+          *look = taps_part + partial, *back = look + plane, *given = back + plane, *own = given + plane, *norm = own + plane, *gated = norm + C * kept, *wide = gated + C * kept,
+          *above = wide + 2 * C * kept, *root = above + C * kept, *made = root + s.full, *through = made + 2 * C * STRIP, *pairs = through + C * STRIP,
+          *strips = pairs + C * STRIP + C * STRIP * half;
     int as_they_lie = are_planes(images_last, s);
     for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
@@ -363,28 +163,34 @@ int block_backward(const float *images, int images_last, const float *gradient, 
         Planes up_to_here = planes_of(given, gradient + first * C * s.pixels, gradient_last, here, s);
         looked(look, work, in, taps, here, s);
         for (long p = 0; p < s.full; p += STRIP) {
-            normed(norm + p, s.span, root + p, look + p, s.span, channels, eps);
-            product(made, STRIP, widen, bias, (Planes){}, norm + p, s.span, channels, 2 * channels);
-            product(through, STRIP, narrow_back, NULL, (Planes){}, up_to_here.at + p, up_to_here.span, channels, channels); /* the gradient of what is gated */
+            const float *up = up_to_here.at + p;
+            float *n = half ? strips : norm + p, *g = half ? n + C * STRIP : gated + p, *w = half ? g + C * STRIP : wide + p;
+            normed(n, span, root + p, look + p, s.span, channels, eps);
+            if (half) paired_channels(pairs, n, span, channels), paired_pixels(norm + p / 2, kept, n, span, channels);
+            product(made, STRIP, widen, bias, (Planes){}, half ? pairs : n, half ? STRIP : span, terms, 2 * channels, half);
+            if (half) paired_channels(pairs, up, up_to_here.span, channels), paired_pixels(above + p / 2, kept, up, up_to_here.span, channels);
+            product(through, STRIP, narrow_back, NULL, (Planes){}, half ? pairs : up, half ? STRIP : up_to_here.span, terms, channels, half); /* the gradient of what is gated */
             for (long c = 0; c < C; c++)
                 for (int v = 0; v < STRIP; v += LANES) {
-                    long q = c * STRIP + v, w = c * s.span + p + v;
-                    vec gate = at(made + q), value = at(made + C * STRIP + q), up = at(through + q), share = sigmoid(gate), silu = gate * share;
-                    vec of_gate = up * value * (share + silu * (1.0f - share)), of_value = up * silu;
-                    put(gated + w, silu * value), put(wide + w, of_gate), put(wide + plane + w, of_value);
+                    long q = c * STRIP + v, to = c * span + v;
+                    vec gate = at(made + q), value = at(made + C * STRIP + q), given = at(through + q), share = sigmoid(gate), silu = gate * share;
+                    vec of_gate = given * value * (share + silu * (1.0f - share)), of_value = given * silu;
+                    put(g + to, silu * value), put(w + to, of_gate), put(w + C * span + to, of_value);
                     put(bias_part + c * LANES, at(bias_part + c * LANES) + of_gate);
                     put(bias_part + (C + c) * LANES, at(bias_part + (C + c) * LANES) + of_value);
                 }
-            product(through, STRIP, widen_back, NULL, (Planes){}, wide + p, s.span, 2 * channels, channels); /* the gradient of what is normed */
+            if (half) paired_pixels(gated + p / 2, kept, g, span, channels), paired_pixels(wide + p / 2, kept, w, span, 2 * channels), paired_channels(pairs, w, span, 2 * channels);
+            product(through, STRIP, widen_back, NULL, (Planes){}, half ? pairs : w, half ? STRIP : span, 2 * terms, channels, half); /* the gradient of what is normed */
             for (int v = 0; v < STRIP; v += LANES) {
                 vec mean = {}, along = {}, r = at(root + p + v);
-                for (long c = 0; c < C; c++) mean += at(through + c * STRIP + v), along += at(through + c * STRIP + v) * at(norm + c * s.span + p + v);
+                for (long c = 0; c < C; c++) mean += at(through + c * STRIP + v), along += at(through + c * STRIP + v) * at(n + c * span + v);
                 mean *= 1.0f / C, along *= 1.0f / C;
-                for (long c = 0; c < C; c++) put(back + c * s.span + p + v, (at(through + c * STRIP + v) - mean - at(norm + c * s.span + p + v) * along) * r);
+                for (long c = 0; c < C; c++) put(back + c * s.span + p + v, (at(through + c * STRIP + v) - mean - at(n + c * span + v) * along) * r);
             }
         }
-        outer(narrow_part, up_to_here.at, up_to_here.span, channels, gated, s.span, channels, s.full);
-        outer(wide_part, wide, s.span, 2 * channels, norm, s.span, channels, s.full);
+        long length = half ? s.full / 2 : s.full;
+        outer(narrow_part, half ? above : up_to_here.at, half ? kept : up_to_here.span, channels, gated, kept, channels, length, half);
+        outer(wide_part, wide, kept, 2 * channels, norm, kept, channels, length, half);
         float *to = as_they_lie ? out : look;
         long to_span = as_they_lie ? s.pixels : s.span;
         for (long c = 0; c < C; c++)
@@ -404,12 +210,22 @@ int block_backward(const float *images, int images_last, const float *gradient, 
     return 0;
 }
 
+int block_backward(const float *images, int images_last, const float *gradient, int gradient_last, float *out, const float *taps, const float *widen, const float *bias,
+                   const float *widen_back, const float *narrow_back, float *tap_sums, float *wide_sums, float *bias_sums, float *narrow_sums, float eps, int count,
+                   int channels, int height, int width, int half) {
+    if (half)
+        return backward(images, images_last, gradient, gradient_last, out, taps, widen, bias, widen_back, narrow_back, tap_sums, wide_sums, bias_sums, narrow_sums, eps,
+                        count, channels, height, width, 1);
+    return backward(images, images_last, gradient, gradient_last, out, taps, widen, bias, widen_back, narrow_back, tap_sums, wide_sums, bias_sums, narrow_sums, eps, count,
+                    channels, height, width, 0);
+}
+
 static int forward_work(float *const *p, const int *n, int count) {
-    return block_forward(p[0], n[0], p[1], p[2], p[3], p[4], p[5], *p[6], count, n[1], n[2], n[3]);
+    return block_forward(p[0], n[0], p[1], p[2], p[3], p[4], p[5], *p[6], count, n[1], n[2], n[3], n[4]);
 }
 SHARED(gated_forward, forward_work)
 
 static int backward_work(float *const *p, const int *n, int count) {
-    return block_backward(p[0], n[0], p[1], n[1], p[2], p[7], p[8], p[9], p[10], p[11], p[3], p[4], p[5], p[6], *p[12], count, n[2], n[3], n[4]);
+    return block_backward(p[0], n[0], p[1], n[1], p[2], p[7], p[8], p[9], p[10], p[11], p[3], p[4], p[5], p[6], *p[12], count, n[2], n[3], n[4], n[5]);
 }
 SHARED(gated_backward, backward_work)

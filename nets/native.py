@@ -53,6 +53,12 @@ def available(name: str) -> bool:
     return library(name) is not None
 
 
+@torch.compiler.assume_constant_result
+def fast_halves(name: str) -> bool:
+    """Whether this processor multiplies bfloat16 by instructions that take pairs."""
+    return available(name) and bool(library(name).fast_halves())
+
+
 def exporting() -> bool:
     """Whether the net is being made a program for any machine, which has no kernels of ours. In torch.compile torch 2.11 says of itself that it exports."""
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()

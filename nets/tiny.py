@@ -93,8 +93,8 @@ class Block(Look):
         return known_to(gated_cpu.NAME, images_NCHW, half=True)
 
     def native(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
-        """The same by one operator, which gives planes; in float32 where autocast would have less, which takes a processor longer."""
-        return gated_cpu.gated_block(images_NCHW.float(), *self.matrices(own), own.norm.eps)
+        """The same by one operator, which gives planes; in float32, but for its products, where autocast would have less, which takes a processor longer."""
+        return gated_cpu.gated_block(images_NCHW.float(), *self.matrices(own), own.norm.eps, gated_cpu.halves())
 
     def matrices(self, own: Any) -> tuple[torch.Tensor, ...]:
         """The parameters of one use as the operators take them."""

@@ -55,6 +55,29 @@ static inline __attribute__((always_inline)) void set(void *map, long i, vec x, 
     else
         put((float *)map + i, x);
 }
+/* Words of 32 bits that hold two values in bf16 each, the first in the lower half. */
+static inline vecu paired(vec first, vec second) {
+#ifdef __AVX512BF16__
+    veci order = {0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007, 0x180008, 0x190009, 0x1a000a, 0x1b000b, 0x1c000c, 0x1d000d, 0x1e000e, 0x1f000f};
+    return (vecu)_mm512_permutexvar_epi16((__m512i)order, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+    return words(rounded(first)) | words(rounded(second)) << 16;
+#endif
+}
+/* s + f * x; of halves, which are such words, both products of each. */
+#ifdef __AVX512BF16__
+int fast_halves(void) { return 1; }
+static inline vec both(vec s, vec f, vec x) { return (vec)_mm512_dpbf16_ps((__m512)s, (__m512bh)f, (__m512bh)x); }
+#else /* of no use but to be tested everywhere */
+int fast_halves(void) { return 0; }
+static inline vec upper(vec x) { return (vec)((vecu)x & 0xffff0000u); }
+static inline vec lower(vec x) { return (vec)((vecu)x << 16); }
+static inline vec both(vec s, vec f, vec x) { return s + lower(f) * lower(x) + upper(f) * upper(x); }
+#endif
+static inline __attribute__((always_inline)) vec more(vec s, vec f, vec x, int half) {
+    if (half) return both(s, f, x);
+    return s + f * x;
+}
 static inline float sum(vec x) {
     float s = 0;
     for (int i = 0; i < LANES; i++) s += x[i];

@@ -96,21 +96,6 @@ ALWAYS add(void *map, long i, vec x, int half) { set(map, i, get(map, i, half) +
 OF_PLACES(square_of, m, 0, square_map, set)
 OF_PLACES(tile_of, (m + 2), 1, tile_map_back, add)
 
-/* s + f * x; of halves, which are pairs, both products of each. */
-#ifdef __AVX512BF16__
-int fast_halves(void) { return 1; }
-static inline vec both(vec s, vec f, vec x) { return (vec)_mm512_dpbf16_ps((__m512)s, (__m512bh)f, (__m512bh)x); }
-#else /* of no use but to be tested everywhere */
-int fast_halves(void) { return 0; }
-static inline vec upper(vec x) { return (vec)((vecu)x & 0xffff0000u); }
-static inline vec lower(vec x) { return (vec)((vecu)x << 16); }
-static inline vec both(vec s, vec f, vec x) { return s + lower(f) * lower(x) + upper(f) * upper(x); }
-#endif
-ALWAYS_VEC more(vec s, vec f, vec x, int half) {
-    if (half) return both(s, f, x);
-    return s + f * x;
-}
-
 /* out[i][n] = the sum over k of a[i * row + k * step] * b[k * line + n], added to what is there where it `adds`; of ROWS rows and some vectors of a panel. */
 ALWAYS product(const float *restrict a, long row, long step, const float *restrict b, long line, float *restrict out, int terms, int adds, int wide, int half) {
     vec s[ROWS][WIDE], x[WIDE];

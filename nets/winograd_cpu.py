@@ -15,7 +15,7 @@ Shapes: images_NIHW float32 or bfloat16, in channels_last memory order; weight_O
 import torch
 from torch import Tensor, nn
 
-from nets.native import AMX, available, each_net, known_to, library, map_of, ordered, parts, shared
+from nets.native import AMX, each_net, fast_halves, known_to, library, map_of, ordered, parts, shared
 
 NAME = "winograd_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -28,17 +28,11 @@ def takes(convolution: nn.Conv2d, images_NIHW: Tensor) -> bool:
     plain = convolution.kernel_size == (3, 3) and convolution.padding == convolution.stride == convolution.dilation == (1, 1) and convolution.groups == 1
     if not plain or convolution.bias is not None or convolution.padding_mode != "zeros" or convolution.weight.dtype != torch.float32:
         return False
-    if not known_to(NAME, images_NIHW, half=fast_halves() and not AMX):  # before the count is looked at: an exported program takes any
+    if not known_to(NAME, images_NIHW, half=fast_halves(NAME) and not AMX):  # before the count is looked at: an exported program takes any
         return False
     count, _, height, width = images_NIHW.shape
     fits = convolution.in_channels % LEAST == convolution.out_channels % LEAST == 0
     return fits and min(height, width) > 1 and count * squares(height, width, best(height, width)) >= SQUARES
-
-
-@torch.compiler.assume_constant_result
-def fast_halves() -> bool:
-    """Whether this processor multiplies bfloat16 by instructions that take pairs."""
-    return available(NAME) and bool(library(NAME).fast_halves())
 
 
 def squares(height: int, width: int, side: int) -> int:

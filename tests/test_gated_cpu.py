@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
 
@@ -132,7 +133,9 @@ def test_when_it_is_used():
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_under_autocast_it_is_the_same_in_float32(times):
+def test_under_autocast_it_is_the_same_in_float32(times, monkeypatch):
+    """Where bfloat16 gains nothing."""
+    monkeypatch.setattr(gated_cpu, "fast_halves", lambda _: False)
     block, images, found = made(16, times), torch.randn(4, 16, 8, 8).bfloat16(), []
     for half in (False, True):
         block.zero_grad()
@@ -144,11 +147,74 @@ def test_under_autocast_it_is_the_same_in_float32(times):
     assert found[0][0].dtype == torch.float32 and all(torch.equal(a, b) for a, b in zip(*found))
 
 
+class Rounded(torch.autograd.Function):
+    """terms_NI · weight_OI, and both gradients, of terms rounded to bfloat16; sums in float32."""
+
+    @staticmethod
+    def forward(ctx, terms_NI, weight_OI):
+        terms_NI, weight_OI = (each.bfloat16().float() for each in (terms_NI, weight_OI))
+        ctx.save_for_backward(terms_NI, weight_OI)
+        return terms_NI @ weight_OI.t()
+
+    @staticmethod
+    def backward(ctx, gradient_NO):
+        (terms_NI, weight_OI), gradient_NO = ctx.saved_tensors, gradient_NO.bfloat16().float()
+        return gradient_NO @ weight_OI, gradient_NO.t() @ terms_NI
+
+
+def by_rounded_terms(block: tiny.Block, images_NCHW: torch.Tensor) -> torch.Tensor:
+    """One use of a block's filters by torch, its products of rounded terms."""
+    look, gain, shift, widen, narrow, scale = block.matrices(block)
+    plain_norm = F.layer_norm(block.look(images_NCHW).permute(0, 2, 3, 1), look.shape[:1], eps=block.norm.eps)
+    wide = Rounded.apply(plain_norm.flatten(0, 2), widen * gain) + widen @ shift
+    gate, value = wide.chunk(2, -1)
+    narrowed = Rounded.apply(F.silu(gate) * value, narrow * scale[:, None])
+    return images_NCHW + narrowed.view(plain_norm.shape).permute(0, 3, 1, 2)
+
+
+def check_halves(size: tuple[int, ...], memory: torch.memory_format = torch.contiguous_format) -> None:
+    block, gradient, found = made(size[1]), torch.randn(size), []
+    images = torch.randn(size).to(memory_format=memory)
+    for use in (block, partial(by_rounded_terms, block)):
+        block.zero_grad()
+        ours = images.clone().requires_grad_()
+        out = use(ours)
+        out.backward(gradient)
+        found.append([out, ours.grad, *(p.grad for p in block.parameters())])
+    for ours, theirs in zip(*found):
+        assert (ours - theirs).norm() <= 5e-4 * theirs.norm()  # what a value that is rounded up here and down there makes; bfloat16 as such 5e-3
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
+def test_in_halves_products_are_of_rounded_terms(size, memory, monkeypatch):
+    monkeypatch.setattr(gated_cpu, "halves", lambda: True)
+    check_halves(size, memory)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_so_they_are_without_512_bits(size, of_256_bits, monkeypatch):
+    monkeypatch.setattr(gated_cpu, "halves", lambda: True)
+    check_halves(size)
+
+
+def test_autocast_has_halves_where_they_are_faster(monkeypatch):
+    for fast, amx in ((True, False), (True, True), (False, False)):
+        monkeypatch.setattr(gated_cpu, "fast_halves", lambda _, fast=fast: fast)
+        monkeypatch.setattr(gated_cpu, "AMX", amx)
+        assert not gated_cpu.halves()
+        with torch.autocast("cpu", torch.float16):
+            assert not gated_cpu.halves()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert gated_cpu.halves() == (fast and not amx)
+
+
 def test_the_operators_hold_to_torchs_rules():
     parameters = [p.detach().clone().requires_grad_() for p in made(8).matrices(made(8))]
     for memory in (torch.channels_last, torch.contiguous_format):
         images = torch.randn(2, 8, 4, 4).to(memory_format=memory).requires_grad_()
-        torch.library.opcheck(gated_cpu.gated_block, (images, *parameters, 1e-5))
+        for half in (False, True):
+            torch.library.opcheck(gated_cpu.gated_block, (images, *parameters, 1e-5, half))
 
 
 def test_compiled_it_gives_what_it_gives():

@@ -93,7 +93,7 @@ def test_gradient_reaches_every_parameter(name, kind):
 @pytest.mark.parametrize("name, compiled", [*((name, False) for name in NAMES), *((name, True) for name in BUILDERS)])
 def test_gradients_in_bf16_are_those_in_float32(name, compiled, monkeypatch):
     """But for rounding: a library's kernel for one shape in half precision may be wrong, or a compiler's sums, and training does not tell."""
-    monkeypatch.setattr(winograd_cpu, "fast_halves", lambda: False)
+    monkeypatch.setattr(winograd_cpu, "fast_halves", lambda _: False)
     check_bf16(built(name, dropout=0.0), compiled)
 
 
@@ -101,7 +101,7 @@ def test_gradients_in_bf16_are_those_in_float32(name, compiled, monkeypatch):
 def test_so_they_are_by_winograd(name, compiled, monkeypatch):
     """Which rounds five times as much. Whether a ReLU lets a value near zero pass, and which of a window's values is the largest, is then another's turn more often: with SiLU and means
     in their places the gradient has no such steps, and what is left is the operator's."""
-    monkeypatch.setattr(winograd_cpu, "fast_halves", lambda: True)
+    monkeypatch.setattr(winograd_cpu, "fast_halves", lambda _: True)
     monkeypatch.setattr(winograd_cpu, "AMX", False)
     net, smooth = built(name, dropout=0.0), {nn.ReLU: nn.SiLU(), nn.MaxPool2d: nn.AvgPool2d(2)}
     for module in list(net.modules()):

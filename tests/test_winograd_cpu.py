@@ -131,7 +131,7 @@ def test_what_it_does_not_know_is_left_to_torch():
 def test_autocast_has_it_where_nothing_is_faster(monkeypatch):
     layer, images = made(16, 16), torch.zeros(8, 16, 16, 16)
     for fast, amx in ((True, False), (True, True), (False, False)):
-        monkeypatch.setattr(winograd_cpu, "fast_halves", lambda fast=fast: fast)
+        monkeypatch.setattr(winograd_cpu, "fast_halves", lambda _, fast=fast: fast)
         monkeypatch.setattr(winograd_cpu, "AMX", amx)
         with torch.autocast("cpu", torch.bfloat16):
             assert winograd_cpu.takes(layer, images) == winograd_cpu.takes(layer, images.bfloat16()) == (fast and not amx)
@@ -150,7 +150,7 @@ def learnt(net, images) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("name", "side", "convolutions"), [("quick", 32, 6), ("level1", 32, 7)])
 def test_nets_learn_in_bfloat16_as_by_torch(name, side, convolutions, monkeypatch):
     """Both as far from float32 as rounding leads them: a first pass, not gradients, of which pools make what they like."""
-    monkeypatch.setattr(winograd_cpu, "fast_halves", lambda: True)
+    monkeypatch.setattr(winograd_cpu, "fast_halves", lambda _: True)
     monkeypatch.setattr(winograd_cpu, "AMX", False)
     torch.manual_seed(0)
     net, images, taken = nets.load(name).to(memory_format=torch.channels_last), torch.randn(64, 3, side, side).to(memory_format=torch.channels_last), []
