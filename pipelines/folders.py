@@ -19,6 +19,7 @@ from pipelines.store import is_utf8
 
 LAYOUT = "expected train/<class>/* and test/<class>/*, or <class>/*, or train.tar and test.tar of class folders"
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+NEARLY = {"training", "testing", *(alias for several in SPLITS.values() for alias in several)}  # in any case: folders of splits, taken for classes
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 UNREAD = tuple(".heic .heif .avif .jxl .jp2 .svg .psd .raw .dng .cr2 .cr3 .nef .arw".split())  # pictures, too, which nothing here decodes
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
@@ -80,6 +81,10 @@ def arranged(path: Path, name: str, found: dict[str, Files]) -> Source:
         if "train" not in found:
             raise InputError(f"{path}: no train images: {LAYOUT}")
         return source_of(name, found)
+    if "" in found:
+        classes = sorted({found[""].class_of(n) for n in found[""].names})
+        if all(c.lower() in NEARLY for c in classes):  # a net would learn to tell the splits apart
+            raise InputError(f"{path}: splits by other names, {', '.join(classes)}: rename them to train and test")
     train, test = held_out(found.get("train") or found[""])
     note = f"{path}: no test images in it: one in {HELD_OUT} of each class ({len(test.names):,} of {len(test.names) + len(train.names):,}) is left out of training to test on"
     return source_of(f"{name} (one in {HELD_OUT} held out)", {"train": train, "test": test}, note)

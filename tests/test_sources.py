@@ -133,6 +133,13 @@ def test_places_that_hold_no_images(tmp_path, refused):
     refused("/dev/null", "/dev/null")
 
 
+@pytest.mark.parametrize("splits", [("Training", "Testing"), ("TRAIN", "Val")])
+def test_splits_by_other_names_are_no_classes(splits, tmp_path, refused):
+    files = {f"{split}/{name}": data for split in splits for name, data in images().items()}
+    for source in (write_folder(tmp_path / "pets", files), write_tar(tmp_path / "pets.tar", files)):
+        refused(source, source, *splits, "rename them to train and test")
+
+
 def test_folders_that_may_not_be_read(tmp_path, monkeypatch, refused):
     source, listed = image_source(tmp_path / "s"), Path.iterdir
 
