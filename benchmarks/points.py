@@ -28,7 +28,7 @@ class Point:
     def train(cls, name: str, recipe: Recipe, out: Path, say=print) -> "Point":
         """Train what is not there yet. Raises `InputError` where `out` holds that name with other settings, or all its seeds diverged."""
         make_folder(out)
-        device, store = device_of(recipe), data.locate(recipe.data)
+        device, store = device_of(recipe), data.locate(recipe.data, recipe.size)
         outcomes = train_jobs(seeds(recipe, out / name), recipe.together, device, name, say, Kept())
         runs, last = gathered(outcomes, out / name), next(o for o in reversed(outcomes) if "diverged" not in o)
         values = facts(store, device, {"recipe": {"name": name, **asdict(recipe)}}) | {"tested_on": tested_on(recipe), "runs": runs}

@@ -96,7 +96,7 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
 
 def main(given: list[str] | None = None) -> None:
     asked, name, recipe = options(given)
-    device, store = device_of(recipe), data.locate(recipe.data)
+    device, store = device_of(recipe), data.locate(recipe.data, recipe.size)
     rows = []
     for size in asked.sizes:
         rows.append(Row.make(size, recipe, store, device, asked.as_one))

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from makers import encoded, image_source, picture, write_folder
 
 from benchmarks import ladder, pareto, points, together
 from benchmarks.labels import Label, place
@@ -53,6 +54,15 @@ def test_pareto_has_a_point_a_net_and_goes_on(store, tmp_path, trained, capsys):
 def test_pareto_refuses_a_net_that_there_is_not(tmp_path):
     with pytest.raises(InputError, match="net 'tiny9k'"):
         pareto.main(["--out", str(tmp_path), "--nets", "tiny9k"])
+
+
+def test_pictures_of_two_sizes_are_brought_to_one(tmp_path):
+    own, out = image_source(tmp_path / "own", each=8, side=32), tmp_path / "out"
+    write_folder(own, {"train/bee/large.png": encoded(picture(side=40))})
+    flags = ["modern", "--data", str(own), "--size", "24", *SMALL, "--batch-size", "2"]
+    pareto.main([*flags, "--out", str(out), "--nets", "tiny10k"])
+    together.main([*flags, "--net", "tiny10k", "--sizes", "1", "--steps", "2", "--passes", "1", "--json", str(out / "together.json")])
+    assert (out / "tiny10k.json").exists() and (out / "together.json").exists()
 
 
 @dataclass
