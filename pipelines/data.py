@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from os.path import exists, isdir, isfile  # unlike Path's, False for what may not be looked at
 from pathlib import Path
 
 from pipelines import shapes
@@ -25,7 +26,7 @@ def locate(data: str = "", size: int = 0) -> Store:
     cannot be had the embedded `shapes`, which is said on stderr. `size` is the side that a source's pictures are brought to, 0
     leaves them as they are. Raises `InputError` for anything else, and for a store whose images have another size.
     """
-    data = data or os.environ.get("TENFOLD_DATA", "") or ("data" if Path("data").exists() else "")
+    data = data or os.environ.get("TENFOLD_DATA", "") or ("data" if exists("data") else "")
     if data:
         return _store(data, size)
     try:
@@ -37,14 +38,14 @@ def locate(data: str = "", size: int = 0) -> Store:
 
 def _store(data: str, size: int) -> Store:
     path = Path(data)
-    stores = [path] if path.suffix == ".safetensors" else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    stores = [path] if path.suffix == ".safetensors" else sorted(path.glob("*.safetensors")) if isdir(path) else []
     if len(stores) == 1:
         store = Store(stores[0])
         if size and (store.height, store.width) != (size, size):
             raise InputError(f"{store.path}: its images have {store.width}x{store.height} pixels: convert their source again with --size {size}")
         return store
     kept = cache_folder() / f"{path.resolve().name.split('.')[0]}-{_fingerprint(path, size)}.safetensors"
-    if not kept.exists():
+    if not exists(kept):
         source = find(data, cache_folder())
         make_folder(kept.parent)
         convert(source, kept, size=size)
@@ -55,9 +56,9 @@ def _store(data: str, size: int) -> Store:
 
 def _fingerprint(path: Path, side: int) -> str:
     """Twelve hex digits that change when a source does, or the side it is brought to: of every file's place, size and time, or the name."""
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    elif path.exists():
+    if isdir(path):
+        files = sorted(p for p in path.rglob("*") if isfile(p))
+    elif exists(path):
         files = [path]
     else:  # a name: an archive, which never changes, or shapes, which change with the code that draws them
         files = [Path(shapes.__file__)] if str(path) == "shapes" else []

@@ -1,5 +1,8 @@
 """What `--data` means: stores, sources kept in the cache, and what happens where there is nothing."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import make_store
@@ -67,6 +70,19 @@ def test_without_data_or_network_shapes_are_trained_on_and_it_says_so(cache, mon
 def test_a_named_source_that_cannot_be_had_is_an_error(cache):
     with pytest.raises(InputError, match="nowhere"):
         data.locate("nowhere")
+
+
+def test_a_path_that_may_not_be_looked_at_is_one_line(cache, tmp_path, monkeypatch):
+    def closed(path, *, follow_symlinks=True):  # as root every folder can be read, so this one only says that it cannot
+        if Path(path).parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return looked(path, follow_symlinks=follow_symlinks)
+
+    looked = os.stat
+    pictures(tmp_path / "closed")
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(InputError, match="closed/train: no such file or folder"):
+        data.locate(str(tmp_path / "closed" / "train"))
 
 
 def test_a_cache_that_cannot_be_made_is_named(cache, tmp_path, monkeypatch):
