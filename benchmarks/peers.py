@@ -6,7 +6,6 @@ shift by up to 4 pixels, cut a square of 8 out and normalise; which images come 
 A peer whose library is absent raises ImportError, and `InputError` where it cannot do the task.
 """
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from pipelines import threads
 from pipelines.errors import InputError
 from pipelines.store import Store
 
@@ -60,7 +60,7 @@ class Task:
 
 def cores() -> int:
     """Cores that this process may use: the workers that each peer is given, at most 16."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
+    return min(threads.cores(), 16)
 
 
 class Pictures(Dataset):

@@ -9,8 +9,6 @@ its mirrored place. With a `jpeg` store every image is decoded anew in every epo
 pixels, bit for bit; on a GPU by nvJPEG, whose pixels may differ from Pillow's by a few levels.
 """
 
-import os
-
 import numpy as np
 import torch
 
@@ -18,6 +16,7 @@ from pipelines.errors import InputError, NotInstalled
 from pipelines.plan import Plan, Policy
 from pipelines.reference import mean_pixel, scaling
 from pipelines.store import AGAIN, Store, read
+from pipelines.threads import cores
 from pipelines.turns import Turns
 
 try:
@@ -115,7 +114,7 @@ class Dali(Turns):
         self.pipe = graph(
             *(self.source, store, plan.policy, cuda, native),
             batch_size=min(plan.part, len(plan.places)),
-            num_threads=len(os.sched_getaffinity(0)),
+            num_threads=cores(),
             device_id=device.index,
             prefetch_queue_depth=AHEAD,
         )

@@ -4,7 +4,6 @@ The sampler sends each sample its choices from the plan, so that no worker draws
 Transforms run on uint8 tensors, as the v2 documentation advises; on PIL images they took half as long again.
 """
 
-import os
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from pipelines.plan import Plan
 from pipelines.reference import mean_pixel, scaling
 from pipelines.store import Store, read
+from pipelines.threads import cores
 from pipelines.turns import Turns
 
 
@@ -93,9 +93,9 @@ def open(
 ):
     """Open the torchvision baseline; arguments as in `pipelines.open`.
 
-    workers  worker processes; one a core, shared by all processes that train together, at most 16, without it
+    workers  worker processes; one a core that this process may use, shared by all processes that train together, at most 16, without it
     """
     store = read(store)
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
-    workers = max(min((os.cpu_count() or 1) // share[1], 16), 1) if workers is None else workers
+    workers = max(min(cores() // share[1], 16), 1) if workers is None else workers
     return Torchvision(store, split, plan, torch.device(device), dtype, workers)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pipelines
+from pipelines import torchvision
 from pipelines.errors import InputError, NotInstalled
 from pipelines.plan import FLIPS, PADDINGS, PLAIN, Policy
 from pipelines.stage import Extra, stage
@@ -171,3 +172,10 @@ def test_what_cannot_be_is_refused_in_one_line(store):
         assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match="torchvision"):
         pipelines.open("tensorflow", store)
+
+
+def test_workers_are_as_many_as_the_process_may_use_cores(store, monkeypatch):
+    """Not as many as the machine has: a container or a batch system lends some of them."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert [torchvision.open(store, share=share).loader.num_workers for share in ((0, 1), (1, 2))] == [6, 3]
