@@ -122,7 +122,8 @@ class Stage(nn.Sequential):
         modules = list(self)
         while modules:
             module = modules.pop(0)
-            if modules and halves(modules[0]) and isinstance(module, Block) and module.fuses(images_NCHW):
+            pools = modules and halves(modules[0]) and isinstance(module, Block) and module.fuses(images_NCHW)
+            if pools and min(images_NCHW.shape[2:]) > 1:  # of a smaller map torch's own pool says that nothing is left
                 images_NCHW = module(images_NCHW, pools=True)
                 modules.pop(0)
             else:

@@ -91,3 +91,9 @@ def test_a_stage_is_its_modules_one_behind_the_other(pool):
         found = stage(images)
         torch.manual_seed(1)
         torch.testing.assert_close(found, plain(images), rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_map_that_is_too_small_to_pool_nothing_is_made():
+    stage, images = Stage(block(16, 16), nn.MaxPool2d(2)), torch.randn(4, 16, 1, 5).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="Output size is too small"):
+        stage(images)
