@@ -45,6 +45,9 @@ def main() -> int:
     parser.add_argument("net", nargs="?", help="show this net layer by layer")
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
     arguments = parser.parse_args()
+    if arguments.classes < 1:
+        print(f"error: --classes {arguments.classes}: give 1 or more", file=sys.stderr)
+        return 2
     try:
         print(one_net(arguments.net, arguments.classes) if arguments.net else every_net(arguments.classes), flush=True)
     except nets.UnknownNet as error:

@@ -257,6 +257,11 @@ def test_command_names_the_nets_for_an_unknown_one():
     assert done.stderr.startswith("error: net 'level9'") and done.stderr.count("\n") == 1
 
 
+def test_command_refuses_classes_below_one():
+    done = run("level1", "--classes", "-1")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --classes -1: give 1 or more\n")
+
+
 @pytest.mark.parametrize("name", ["speednet", "tiny10k"])
 def test_what_is_filled_up_with_zeros_counts_as_it_is(name):
     """In half precision, and on a GPU, where there is one."""
