@@ -26,6 +26,7 @@ from benchmarks.measure import Spread, facts, table  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
+from train.assembly import known  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 
@@ -169,6 +170,7 @@ def main(given: list[str] | None = None) -> None:
     if steps < 0 or first < 1 or rounds < 1:
         raise InputError("--steps needs 0 or more, --first and --rounds 1 or more")
     recipe = Recipe(**asked, lr=0.01, schedule="constant")  # too low to diverge: only the time is of interest
+    known(recipe)
     rows, cost = measure(names, recipe, steps, first, rounds, say=lambda text: print(text, file=sys.stderr))
     results = figures(rows)
     about = facts(data.locate(recipe.data, recipe.size), device_of(recipe), {**asked, "steps": steps, "first": first, "rounds": rounds})

@@ -19,6 +19,7 @@ from benchmarks.measure import Spread, facts, table  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
+from train.assembly import known  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.evaluate import evaluate  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
@@ -153,6 +154,7 @@ def main(given: list[str] | None = None) -> None:
     if asked["epochs"] < 2 or passes < 1:
         raise InputError("--epochs needs 2 or more and --passes 1 or more: the first of each is not counted")
     recipe = Recipe(**asked, momentum=0.9, schedule="linear")
+    known(recipe)
     results = figures(measure(names, recipe, passes, say=lambda text: print(text, file=sys.stderr)))
     device, store = device_of(recipe), data.locate(recipe.data, recipe.size)
     about = facts(store, device, {**asked, "passes": passes})

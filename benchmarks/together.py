@@ -23,7 +23,7 @@ from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
 from pipelines.store import Store  # noqa: E402
-from train.assembly import assemble  # noqa: E402
+from train.assembly import assemble, known  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.flags import named, parse  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
@@ -91,7 +91,9 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     asked, rest = parser.parse_known_args(given)
     if min(*asked.sizes, asked.steps, asked.passes, 1) < 1:
         raise InputError("--sizes, --steps and --passes: give 1 or more")
-    return asked, *parse(rest, named())
+    name, recipe = parse(rest, named())
+    known(recipe)
+    return asked, name, recipe
 
 
 def main(given: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 from conftest import make_store
 
 import pipelines
-from benchmarks import breakdown, epoch_time, gpu, marks, steps
+from benchmarks import breakdown, epoch_time, gpu, marks, steps, together
 from benchmarks.contenders import CEILING, Contender
 from benchmarks.marks import PARTS, Marks, plain_round, split_round
 from benchmarks.steps import Index, Step
@@ -132,6 +132,12 @@ def test_epoch_time_states_every_figure(store, absent, tmp_path, capsys, drawn):
         numbers(resident[key], 1)
     assert 0 <= resident["test_accuracy"] <= 1 and "not installed |" in capsys.readouterr().out
     assert "1,000" in drawn and not any("$" in text for text in drawn)
+
+
+@pytest.mark.parametrize("command", [epoch_time, breakdown, together], ids=lambda module: module.__name__)
+def test_a_mistyped_net_is_one_line(store, command):
+    with pytest.raises(InputError, match="net 'level9': choose one of"):
+        command.main(["--data", str(store.path), "--net", "level9"])
 
 
 # The runner
