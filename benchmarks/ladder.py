@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
+from benchmarks.flags import leave_out, sets  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
@@ -144,11 +145,10 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, dict, Recipe]:
         raise InputError(f"--modern {asked.modern}: choose one of {', '.join(named())}")
     if any(not word.startswith("-") for word in rest[:1]):
         raise InputError(f"{rest[0]}: both recipes are known: name the modern one with --modern")
+    leave_out(rest, "name the trainings with --levels and --changes", "net", "sweep")
     _, plain = parse([], named())
     _, asked_for = parse(rest, named())
-    settings = {
-        key: value for key, value in vars(asked_for).items() if value != getattr(plain, key) or f"--{flag(key)}" in {word.split("=")[0] for word in rest}
-    }
+    settings = {key: value for key, value in vars(asked_for).items() if value != getattr(plain, key) or sets(rest, key)}
     return asked, settings, named()[asked.modern]()
 
 

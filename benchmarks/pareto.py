@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by its path
 
 import nets  # noqa: E402
+from benchmarks.flags import leave_out  # noqa: E402
 from benchmarks.labels import Label, place  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from benchmarks.points import Point, about  # noqa: E402
@@ -128,6 +129,7 @@ def options(given: list[str] | None) -> tuple[list[str], Path, str, Recipe]:
     parser.add_argument("--out", required=True, metavar="DIR", help="results: pareto.md, pareto.png, a JSON file and the seeds of every net")
     parser.add_argument("--nets", nargs="+", help="which; else the family, level 1 and the anchor")
     asked, rest = parser.parse_known_args(given)
+    leave_out(rest, "name the nets with --nets, and the seeds of each with --runs", "net", "sweep")
     name, recipe = parse(rest, named())
     chosen = asked.nets or [*(net for net in nets.names() if is_family(net)), "level1", "tiniest"]
     for net in chosen:

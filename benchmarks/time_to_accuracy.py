@@ -33,6 +33,7 @@ import torch  # noqa: E402
 
 import nets  # noqa: E402
 from benchmarks.adapter import peer  # noqa: E402
+from benchmarks.flags import leave_out  # noqa: E402
 from benchmarks.measure import facts, field_seconds, table  # noqa: E402
 from benchmarks.standings import chart, figures, header, lines, remarks  # noqa: E402
 from pipelines import data  # noqa: E402
@@ -159,6 +160,7 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a peer's script in a folder of yours; may be repeated")
     parser.add_argument("--out", required=True, metavar="DIR", help="results: result.json, result.png, seeds and peers")
     asked, rest = parser.parse_known_args(given)
+    leave_out(rest, "seeds train one after another, as many as --runs says: leave it out", "sweep", "together")
     name, recipe = parse(rest, named())
     if asked.target not in ("", "peer"):
         try:

@@ -1,12 +1,12 @@
 """The benchmarks of many trainings: `points.py`, `pareto.py`, `ladder.py`, `together.py`."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from makers import encoded, image_source, picture, write_folder
 
-from benchmarks import ladder, pareto, points, together
+from benchmarks import ladder, pareto, points, time_to_accuracy, together
 from benchmarks.labels import Label, place
 from pipelines.errors import InputError
 from train import report
@@ -123,6 +123,30 @@ def test_ladder_tells_what_the_figures_say():
 def test_ladder_refuses_what_it_cannot_train(tmp_path, flags, words):
     with pytest.raises(InputError, match=words):
         ladder.main([*flags, "--out", str(tmp_path)])
+
+
+def test_ladder_takes_a_switch_back_that_its_modern_recipe_has():
+    for words, expected in ((["--no-compiled"], False), ([], True)):
+        _, settings, modern = ladder.options(["--out", "x", "--modern", "speed", *words])
+        assert replace(modern, **settings).compiled == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (ladder, ["--net quick", "--sweep lr=1,2"]),
+        (pareto, ["--net quick", "--net=quick", "--sweep lr=1,2"]),
+        (time_to_accuracy, ["--sweep lr=1,2", "--together 2"]),
+        (together, ["--runs 2", "--together 2", "--sweep lr=1,2", "--out x"]),
+    ],
+    ids=lambda of: getattr(of, "__name__", ""),
+)
+def test_a_setting_that_would_be_passed_over_is_refused(tmp_path, command, flags):
+    own = [] if command is together else ["--out", str(tmp_path / "out")]
+    for words in map(str.split, flags):
+        with pytest.raises(InputError, match=f"{words[0].split('=')[0]}: not for this benchmark: "):
+            command.main([*own, *words])
+    assert not (tmp_path / "out").exists()
 
 
 def test_together_measures_groups_in_turns(store, tmp_path, capsys):
