@@ -43,7 +43,7 @@ from pipelines.store import Store  # noqa: E402
 from train.assembly import known  # noqa: E402
 from train.device import DTYPES, device_of, precision_of  # noqa: E402
 from train.flags import named, parse  # noqa: E402
-from train.jobs import attempt, earlier  # noqa: E402
+from train.jobs import attempt, earlier, interrupted  # noqa: E402
 from train.machine import hardware  # noqa: E402
 from train.progressive import side  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
@@ -101,6 +101,7 @@ def train_seeds(recipe: Recipe, seeds: range, name: str, store: Store, out: Path
         one, place = replace(recipe, seed=seed, runs=1), out / f"seed-{seed}"
         outcome = earlier(one, place)
         if outcome is None:
+            interrupted(one, place)  # of other settings it is refused, as `earlier` does with a finished run
             (place / "checkpoint.pt").unlink(missing_ok=True)  # an interrupted seed begins again: its clock would have a gap
             outcome = {**attempt([(one, place)], device, name, say, kept)[0], "trained_now": True}
         elif "diverged" not in outcome and (outcome["data"]["sha256"], outcome["hardware"]["device"]) != (store.sha256, hardware(device)["device"]):

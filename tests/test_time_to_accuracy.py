@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,7 +190,6 @@ def test_ours_beside_a_peer_interleaved_and_resumed(store, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "order: Tenfold default" in shown and "sd; 95% interval" in shown and "| fast " in shown
     (out / "seed-1" / "summary.json").unlink()  # as if interrupted: its checkpoint is not gone on from, as a clock with a gap says nothing
-    (out / "seed-1" / "checkpoint.pt").write_bytes(b"no checkpoint")
     time_to_accuracy.main(command)
     assert "(1 of 2 runs)" in capsys.readouterr().out
     mine = json.loads((out / "result.json").read_text())["rows"][0]
@@ -230,6 +231,14 @@ def test_a_diverged_seed_is_counted_and_named_and_in_no_mean(store, tmp_path, mo
     monkeypatch.setattr(train_jobs, "train_once", lambda one, *rest: (_ for _ in ()).throw(Diverged(one.seed, 1, 1, math.inf)))
     time_to_accuracy.main(["default", "--runs", "1", "--seed", "7", "--out", str(tmp_path / "lost"), "--data", str(store.path), *FLAGS])
     assert "all diverged" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_of_other_settings_is_not_removed(store, run_folder, tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    kept = shutil.copy(run_folder / "checkpoint.pt", tmp_path / "seed-0")
+    with pytest.raises(InputError, match="seed-0: an interrupted run with another"):
+        time_to_accuracy.main(["default", "--runs", "1", "--out", str(tmp_path), "--data", str(store.path), *FLAGS])
+    assert Path(kept).exists()
 
 
 def test_flop_follow_the_side_that_an_epoch_is_trained_at(store):
