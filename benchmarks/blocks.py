@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by i
 
 import torch  # noqa: E402
 
+from benchmarks.flags import check_files  # noqa: E402
 from benchmarks.measure import table  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
@@ -118,6 +119,7 @@ def options(given: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--channels and --sides: {len(asked.channels)} and {len(asked.sides)}: give a side for each number of channels")
     if min(*asked.channels, *asked.sides, asked.batch_size) < 1 or max(asked.channels) > 64:
         raise InputError("--channels: give from 1 to 64, which the kernels know; --sides and --batch-size: 1 or more")
+    check_files(asked.json)
     if not torch.cuda.is_available():
         raise InputError("no CUDA device here, and the kernels are for one")
     return asked

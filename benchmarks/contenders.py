@@ -5,20 +5,18 @@ ceiling that a loader that costs nothing would reach.
 """
 
 import argparse
-import importlib.util
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 import pipelines
-from pipelines.errors import InputError, NotInstalled
+from benchmarks.flags import check_files
+from pipelines.errors import NotInstalled
 from pipelines.store import Store
 from train.assembly import assemble
 from train.loop import Training
 from train.recipe import Recipe
-from train.run import make_folder
 from train.stopwatch import Stopwatch
 
 CEILING = "fixed batch"
@@ -83,8 +81,5 @@ def parse(parser: argparse.ArgumentParser, given: list[str] | None = None) -> tu
     """(settings, names of pipelines, files by flag) of a command line. Raises `InputError` before anything is measured."""
     settings = vars(parser.parse_args(given))
     files = {key: settings.pop(key) for key in ("json", "chart")}
-    if files["chart"] and not importlib.util.find_spec("matplotlib"):
-        raise InputError("--chart: matplotlib is not installed: pip install matplotlib, or leave --chart out")
-    for file in filter(None, files.values()):
-        make_folder(Path(file).absolute().parent)
+    check_files(**files)
     return settings, settings.pop("pipelines"), files

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by i
 
 import pipelines  # noqa: E402
 from benchmarks import charts, peers, whole_epoch  # noqa: E402
+from benchmarks.flags import check_files  # noqa: E402
 from benchmarks.measure import Spread, facts, table  # noqa: E402
 from benchmarks.peers import CUTOUT, TRANSLATE, Task  # noqa: E402
 from pipelines import data  # noqa: E402
@@ -249,6 +250,7 @@ def settings(asked: argparse.Namespace) -> torch.device:
     asked.dtypes = asked.dtypes or (list(DTYPES) if cuda else ["float32"])
     if asked.passes < 1 or asked.seconds <= 0 or asked.limit < 0 or min(asked.batch_sizes) < 1:
         raise InputError("--passes and --batch-sizes need 1 or more, --seconds more than 0, --limit 0 or more")
+    check_files(asked.json, asked.chart)
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that the file runs by i
 
 import torch  # noqa: E402
 
-from benchmarks.flags import leave_out  # noqa: E402
+from benchmarks.flags import check_files, leave_out  # noqa: E402
 from benchmarks.measure import Spread, facts, table  # noqa: E402
 from pipelines import data  # noqa: E402
 from pipelines.errors import InputError, exit_code  # noqa: E402
@@ -93,6 +93,7 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     if min(*asked.sizes, asked.steps, asked.passes, 1) < 1:
         raise InputError("--sizes, --steps and --passes: give 1 or more")
     leave_out(rest, "say how many seeds go together with --sizes, and where the figures go with --json", "runs", "together", "sweep", "out")
+    check_files(asked.json)
     name, recipe = parse(rest, named())
     known(recipe)
     return asked, name, recipe

@@ -12,7 +12,7 @@ import torch
 from conftest import make_store
 
 import pipelines
-from benchmarks import breakdown, epoch_time, gpu, marks, steps, together
+from benchmarks import blocks, breakdown, epoch_time, gpu, loaders, marks, steps, together
 from benchmarks.contenders import CEILING, Contender
 from benchmarks.marks import PARTS, Marks, plain_round, split_round
 from benchmarks.steps import Index, Step
@@ -117,10 +117,19 @@ def test_breakdown_refuses_a_round_without_a_counted_step(store):
         breakdown.main(["--data", str(store.path), *SMALL, "--rounds", "0"])
 
 
-def test_a_chart_without_matplotlib_is_refused_before_anything_is_measured(store, monkeypatch):
+@pytest.mark.parametrize("command", [breakdown, epoch_time, loaders], ids=lambda module: module.__name__)
+def test_a_chart_without_matplotlib_is_refused_before_anything_is_measured(store, command, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install matplotlib"):
-        breakdown.main(["--data", str(store.path), "--chart", "b.png"])
+        command.main(["--data", str(store.path), "--chart", "b.png"])
+
+
+@pytest.mark.parametrize("command", [blocks, breakdown, epoch_time, loaders, together], ids=lambda module: module.__name__)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(store, command, tmp_path):
+    (tmp_path / "file").touch()
+    data = [] if command is blocks else ["--data", str(store.path)]
+    with pytest.raises(InputError, match="file: cannot be written"):
+        command.main([*data, "--json", str(tmp_path / "file" / "b.json")])
 
 
 def test_epoch_time_states_every_figure(store, absent, tmp_path, capsys, drawn):
