@@ -34,9 +34,8 @@ def rows(ranges: list[Range | Choice], own: dict, best: dict, accuracy: Surface,
         for label, low, high in ends:
             less, more = {**own, one.name: low}, {**own, one.name: high}
             middle = ""
-            if isinstance(one, Range) and accuracy.curved:
-                half = {**own, one.name: one.value(0.5)}
-                middle = shown(accuracy.estimate(accuracy.row(half) - (accuracy.row(less) + accuracy.row(more)) / 2), 2, 100)
+            if isinstance(one, Range) and accuracy.curved and one.between:
+                middle = shown(accuracy.middle(one), 2, 100)
             better = str(best[one.name]) if best[one.name] != own[one.name] else ""
             differ = (
                 shown(accuracy.difference(more, less), 2, 100),

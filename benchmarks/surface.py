@@ -44,6 +44,11 @@ class Range:
         low, high, at = (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         return 2 * (at - low) / (high - low) - 1
 
+    @property
+    def between(self) -> bool:
+        """Whether there are values between its ends, without which nothing is known of the square."""
+        return self.kind is float or self.high - self.low > 1
+
     def holds(self, value) -> bool:
         return self.low <= value <= self.high
 
@@ -127,6 +132,16 @@ class Surface:
     def difference(self, one: dict, other: dict) -> Estimate:
         """How much more the figure is at some settings than at others."""
         return self.estimate(self.row(one) - self.row(other))
+
+    def middle(self, one: Range) -> Estimate:
+        """How much more the figure is at the middle of a range, which need not be a value that it takes, than at the mean of its two ends: where it is curved.
+
+        The place is 0 in both, and its square 0 and 1.
+        """
+        before = self.ranges[: self.ranges.index(one)]
+        contrast = np.zeros(len(self.weights))
+        contrast[1 + sum(len(other.terms(other.value(0.5), self.curved)) for other in before) + 1] = -1.0
+        return self.estimate(contrast)
 
     def at(self, trial: dict) -> Estimate:
         """The figure at some settings: of its mean, not of a single trial."""

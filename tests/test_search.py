@@ -62,6 +62,21 @@ def test_without_noise_the_fit_is_the_truth():
     assert best["lr"] == pytest.approx(0.1, rel=0.1) and best["epochs"] == 6 and best["muon_norm"] == "row"
 
 
+@pytest.mark.parametrize("high, cell", [(6, "**+4.50 ± 0.00**"), (5, "**+2.00 ± 0.00**"), (4, "")])
+def test_the_middle_of_whole_numbers_is_above_the_ends_by_the_square(high, cell):
+    """Of 3 to 6 it is 4.5, which no trial has; of two numbers there is none."""
+    ranges = [Range("lr", 0.01, 1.0, float), Range("epochs", 3, high, int)]
+    middle = (3 + high) / 2
+    done = [(trial, outcome(trial, 0.8 - 0.02 * (trial["epochs"] - middle) ** 2)) for trial in draws(ranges, 40, 0)]
+    text, _, _ = found(Recipe(lr=0.1, epochs=3), ranges, done, cost=0.0)
+    row = next(line for line in text.splitlines() if line.startswith("| epochs"))
+    assert row.split("|")[5].strip() == cell
+
+
+def outcome(trial: dict, accuracy: float) -> dict:
+    return {"test_accuracy": accuracy, "train_accuracy": 1 - accuracy, "seconds": {"train": trial["epochs"], "eval": 0.5}}
+
+
 def test_the_interval_holds_the_truth_in_95_of_100():
     rng, trials = np.random.default_rng(0), draws(RANGES, 40, 0)
     wanted, held = truth({**OWN, "muon_norm": "row", "lr": 0.5}) - truth(OWN), 0
@@ -91,10 +106,7 @@ def test_few_trials_have_straight_lines_and_fewer_none():
 
 
 def test_a_second_has_its_price():
-    def outcome(trial):
-        return {"test_accuracy": truth(trial), "train_accuracy": 1 - truth(trial), "seconds": {"train": trial["epochs"], "eval": 0.5}}
-
-    done = [(trial, outcome(trial)) for trial in draws(RANGES, 40, 0)]
+    done = [(trial, outcome(trial, truth(trial))) for trial in draws(RANGES, 40, 0)]
     recipe = Recipe(**OWN)
     text, plain, _ = found(recipe, RANGES, done, cost=0.0)
     assert plain["best"]["epochs"] == 6 and plain["seconds_more"]["value"] == pytest.approx(2) and "--epochs 6" in text and "--label-smoothing" not in text
