@@ -82,7 +82,7 @@ class Row:
 
 
 def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
-    """(own flags, the recipe's name, the recipe). Raises `InputError` for sizes and counts that are none."""
+    """(own flags, the recipe's name, the recipe). Raises `InputError` for sizes and counts that are none, and for a recipe that cannot be reckoned."""
     parser = argparse.ArgumentParser(prog="together.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are the recipe's")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], help="seeds that go together; the first is what the others are compared with")
     parser.add_argument("--steps", type=int, default=50, help="counted steps a pass")
@@ -96,6 +96,8 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     check_files(asked.json)
     name, recipe = parse(rest, named())
     known(recipe)
+    if recipe.first_side or recipe.settle < 1 or recipe.freeze < 1:  # the hour is reckoned from steps of the first epoch
+        raise InputError(f"{name}: its steps take less time in some epochs than in others: add --first-side 0 --settle 1 --freeze 1")
     return asked, name, recipe
 
 

@@ -7,6 +7,7 @@ import pytest
 from makers import encoded, image_source, picture, write_folder
 
 from benchmarks import ladder, pareto, points, time_to_accuracy, together
+from benchmarks.entries import ENTRIES
 from benchmarks.labels import Label, place
 from pipelines.errors import InputError
 from train import report
@@ -147,6 +148,18 @@ def test_a_setting_that_would_be_passed_over_is_refused(tmp_path, command, flags
         with pytest.raises(InputError, match=f"{words[0].split('=')[0]}: not for this benchmark: "):
             command.main([*own, *words])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", ["default", "speed --first-side 0", "modern --freeze 0.5", "modern --settle 0"])
+def test_together_refuses_a_recipe_whose_epochs_differ(words):
+    with pytest.raises(InputError, match="add --first-side 0 --settle 1 --freeze 1"):
+        together.options(words.split())
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.module == "benchmarks.together"], ids=lambda entry: entry.name)
+def test_together_takes_the_recipes_that_the_list_for_a_gpu_has(entry):
+    assert together.options(entry.full.split()) and together.options(entry.quick.split())
+    assert together.options("speed --first-side 0 --settle 1 --freeze 1".split())
 
 
 def test_together_measures_groups_in_turns(store, tmp_path, capsys):
