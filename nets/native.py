@@ -3,6 +3,7 @@
 For x86 with AVX2 or AVX-512 and for ARM of 64 bits. Elsewhere, and where there is no compiler, there are none, and a net is torch's own operations.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -83,12 +84,14 @@ def processor() -> str:
 
 
 def make(compiler: list[str], source: Path, path: Path) -> Path:
-    """Compile to `path`, whole or not at all; where it cannot be written to, into a folder of this process."""
+    """Compile to `path`, whole or not at all; where it cannot be written to, `elsewhere`, if another process has not done so."""
     try:
         path.parent.mkdir(exist_ok=True)
         handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
     except OSError:
-        path = Path(tempfile.mkdtemp(prefix="tenfold-")) / path.name
+        path = elsewhere() / path.name
+        if path.exists():
+            return path
         handle, made = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
@@ -97,6 +100,18 @@ def make(compiler: list[str], source: Path, path: Path) -> Path:
     finally:
         Path(made).unlink(missing_ok=True)
     return path
+
+
+def elsewhere() -> Path:
+    """A folder for what cannot lie beside its source: the user's cache, as `pipelines` have it, or one of this process, which is removed when it ends."""
+    try:
+        folder = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # there may be no home at all
+        folder = Path(tempfile.mkdtemp(prefix="tenfold-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def shared(function, maps: Sequence[Tensor | None], sums: Sequence[Tensor | None], others: Sequence[Tensor | None], *numbers: int) -> None:

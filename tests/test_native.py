@@ -6,6 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,8 +81,25 @@ def test_a_compiler_of_several_words_is_one(tmp_path, monkeypatch):
     assert native.library.__wrapped__(NAMES[0]) is not None
 
 
-def test_a_folder_that_cannot_be_written_to_is_no_hindrance():
+def test_a_folder_that_cannot_be_written_to_is_no_hindrance(tmp_path, monkeypatch):
+    """What is made then lies in the user's cache, for the next process."""
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     for name in NAMES:
-        made = native.make(COMPILER, native.HEADER.with_name(f"{name}.c"), Path("/proc/none/made.so"))
-        assert made.name == "made.so" and made.parent != Path("/proc/none") and ctypes.CDLL(str(made))
-        shutil.rmtree(made.parent)
+        source, beside = native.HEADER.with_name(f"{name}.c"), Path(f"/proc/none/{name}.so")
+        made = native.make(COMPILER, source, beside)
+        assert made == tmp_path / "cache" / beside.name and ctypes.CDLL(str(made))
+        assert native.make(["false"], source, beside) == made
+    assert len(list(made.parent.iterdir())) == len(NAMES)
+
+
+def test_where_there_is_no_cache_either_nothing_is_left_behind(tmp_path, monkeypatch):
+    ends = []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(native.atexit, "register", lambda *given, **more: ends.append(partial(*given, **more)))
+    made = native.make(COMPILER, native.HEADER.with_name(f"{NAMES[0]}.c"), Path("/proc/none/made.so"))
+    assert made.parent.parent == tmp_path and ctypes.CDLL(str(made))
+    for end in ends:
+        end()
+    assert [left.name for left in tmp_path.iterdir()] == ["file"]
