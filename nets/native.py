@@ -103,11 +103,14 @@ def make(compiler: list[str], source: Path, path: Path) -> Path:
 
 
 def elsewhere() -> Path:
-    """A folder for what cannot lie beside its source: the user's cache, as `pipelines` have it, or one of this process, which is removed when it ends."""
+    """A folder for what cannot lie beside its source: the user's cache, as `pipelines` have it, or, where that is another's too, one of this process, which is removed
+    when it ends."""
     try:
         folder = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o002:  # who may write there could have us run a library of theirs
+            raise PermissionError(folder)
     except (OSError, RuntimeError):  # there may be no home at all
         folder = Path(tempfile.mkdtemp(prefix="tenfold-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -147,11 +147,10 @@ class Stage(nn.Sequential):
         self.downs = nn.ModuleList(down(channels, channels, norm) for _ in range(sizes - 1))
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        *blocks, downs = self
-        for size in range(len(downs) + 1):
+        for size in range(len(self.downs) + 1):
             if size:
-                images_NCHW = downs[size - 1](images_NCHW)
-            for block in blocks:
+                images_NCHW = self.downs[size - 1](images_NCHW)
+            for block in list(self)[:-1]:
                 images_NCHW = block(images_NCHW, size)
         return images_NCHW
 

@@ -103,3 +103,11 @@ def test_where_there_is_no_cache_either_nothing_is_left_behind(tmp_path, monkeyp
     for end in ends:
         end()
     assert [left.name for left in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_cache_that_others_may_write_to_holds_no_libraries(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path))
+    monkeypatch.setattr(native.atexit, "register", lambda remove, folder, **_: remove(folder))
+    assert native.elsewhere() == tmp_path
+    tmp_path.chmod(0o777)
+    assert native.elsewhere() != tmp_path
