@@ -142,6 +142,18 @@ def test_one_diverges_and_the_others_go_on(store, tmp_path):
     torch.testing.assert_close(losses(tmp_path / "0"), losses(tmp_path / "alone-0"), rtol=1e-5, atol=1e-5)
 
 
+def test_the_first_diverges_and_the_others_rates_go_on(store, tmp_path):
+    """Seeds of one schedule have one rate in the program, which is nobody's in particular."""
+    each = [Run(Recipe(**SMALL, seed=seed, data=str(store.path)), tmp_path / str(seed), torch.device("cpu"), "", quiet, Kept()) for seed in range(3)]
+    group = Together([run.training for run in each], True)
+    with torch.no_grad():
+        next(each[0].training.net.parameters()).fill_(torch.nan)
+    assert [type(error) for error in group.follow([run.course() for run in each])] == [Diverged, type(None), type(None)]
+    alone(store, tmp_path, {}, [{"seed": seed} for seed in range(3)])
+    for seed in (1, 2):
+        torch.testing.assert_close(losses(tmp_path / str(seed)), losses(tmp_path / f"alone-{seed}"), rtol=1e-5, atol=1e-5)
+
+
 def test_runs_together_are_the_runs(store, tmp_path):
     """From the command's side: the same folders, the same figures, and a finished seed is kept."""
     settings = dict(SMALL, runs=3, data=str(store.path))

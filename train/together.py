@@ -61,7 +61,7 @@ class Together:
         self.parameters = stacked([dict(t.net.named_parameters()) for t in trainings])
         self.buffers = stacked([dict(t.net.named_buffers()) for t in trainings])
         self.gradients = [p.grad for p in self.parameters.values() if p.requires_grad]
-        self.optimiser, self.leaders = merged(trainings)
+        self.optimiser, self.followed = merged(trainings)
         self.scaler = FixedScale(first.recipe.batch_size if self.precision == "fp16" else 1)  # a scaler would look at one net at a time
         self.link()
         build_step(self, first.recipe)
@@ -133,7 +133,8 @@ class Together:
                 with self.random_of(i):
                     results.append(training.step(*batch) if i in going else None)
             return results
-        for group, (i, number) in zip(self.optimiser.param_groups, self.leaders):
+        for group, followed in zip(self.optimiser.param_groups, self.followed):
+            i, number = next((one for one in followed if one[0] in going), followed[0])  # the rate of one that has ended stands still
             set_rate(group, self.trainings[i].optimiser.param_groups[number]["lr"])
         losses, rights = self.work(batches)
         for training in self.trainings:
@@ -229,11 +230,11 @@ def stacked(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return made
 
 
-def merged(trainings: list[Training]) -> tuple[torch.optim.Optimizer, list[tuple[int, int]]]:
-    """(one optimiser over all weights, (training, group) whose rate each of its groups follows). Groups of the same
+def merged(trainings: list[Training]) -> tuple[torch.optim.Optimizer, list[list[tuple[int, int]]]]:
+    """(one optimiser over all weights, every (training, group) whose one rate each of its groups follows). Groups of the same
     settings and schedule become one."""
     groups: dict[tuple, dict] = {}
-    leaders = []
+    followed: dict[tuple, list[tuple[int, int]]] = {}
     for i, training in enumerate(trainings):
         recipe = training.recipe
         follows = recipe.schedule, recipe.warmup, recipe.floor, recipe.step_epochs, recipe.factor
@@ -243,9 +244,9 @@ def merged(trainings: list[Training]) -> tuple[torch.optim.Optimizer, list[tuple
             key = (*own, *settings.items())
             if key not in groups:
                 groups[key] = {**settings, "params": [], "lr": group["initial_lr"]}
-                leaders.append((i, number))
             groups[key]["params"] += group["params"]
-    return type(trainings[0].optimiser)(list(groups.values()), lr=0.0), leaders
+            followed.setdefault(key, []).append((i, number))
+    return type(trainings[0].optimiser)(list(groups.values()), lr=0.0), list(followed.values())
 
 
 def side_by_side(images: list[torch.Tensor]) -> torch.Tensor:
