@@ -1,10 +1,13 @@
 """What a training does with a folder that is not empty: it goes on, keeps, or refuses, and writes over nothing."""
 
+import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_store
 from test_resume import SMALL, Interrupted, bits, interrupt_after, quiet
 
 from pipelines.errors import InputError
@@ -69,3 +72,31 @@ def test_what_a_diverged_run_left_is_no_model_of_its_settings(store, tmp_path):
     with pytest.raises(Diverged):
         follow(other.course(), other.training.step)
     assert not (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", [{}, dict(runs=2, together=2), dict(sweep="lr=0.01,0.02")], ids=["one", "several", "sweep"])
+def test_a_result_of_other_data_is_not_this_commands(store, tmp_path, kind):
+    """Data that moved are the same by their checksums, and a result outlives its data."""
+    here, moved, other = tmp_path / "here.safetensors", tmp_path / "moved.safetensors", make_store(tmp_path / "other.safetensors", train=40)
+    shutil.copy(store.path, here)
+    recipe = Recipe(**{**SMALL, "epochs": 1}, report=False, data=str(here), out=str(tmp_path / "run"), **kind)
+    made = train(recipe, "", quiet)
+    for data, said in ((other.path, f"a run of other data than {other.path}: .*--out"), (tmp_path / "mistyped", "mistyped")):
+        with pytest.raises(InputError, match=said):
+            train(replace(recipe, data=str(data)), "", quiet)
+    here.rename(moved)
+    assert train(replace(recipe, data=str(moved)), "", quiet) == train(recipe, "", quiet) == made
+
+
+def test_a_diverged_seed_is_of_its_data_too(store, tmp_path):
+    recipe = Recipe(**{**SMALL, "epochs": 2, "lr": 1e30}, runs=2, data=str(store.path), out=str(tmp_path / "run"))
+    other = make_store(tmp_path / "other.safetensors", train=40)
+    for data, said in ((store.path, "all 2 runs diverged"), (other.path, "other data"), (store.path, "all 2 runs diverged")):
+        with pytest.raises(InputError, match=said):
+            train(replace(recipe, data=str(data)), "", quiet)
+    file = tmp_path / "run" / "seed-0" / "diverged.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "data"}))  # of an earlier version
+    with pytest.raises(InputError, match="seed-0: a run of other data"):
+        train(replace(recipe, data=str(other.path)), "", quiet)
+    with pytest.raises(InputError, match="all 2 runs diverged"):
+        train(recipe, "", quiet)

@@ -261,5 +261,6 @@ def test_seeds_of_different_data_are_not_averaged(store, tmp_path, no_pictures):
     train(recipe, "", quiet)
     shutil.rmtree(tmp_path / "out" / "seed-1")
     other = make_store(tmp_path / "b.safetensors", train=38)
-    with pytest.raises(InputError, match="different data"):
+    with pytest.raises(InputError, match="seed-0: a run of other data"):
         train(Recipe(**{**asdict(recipe), "data": str(other.path)}), "", quiet)
+    assert not (tmp_path / "out" / "seed-1").exists()

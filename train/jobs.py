@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from pipelines import data
 from pipelines.errors import InputError, reason
 from pipelines.files import write_json
 from train.course import Diverged
@@ -29,7 +30,7 @@ def train_jobs(jobs: list[tuple[Recipe, Path]], together: int, device, name: str
     Several processes take turns in taking `together` of them, and all get all outcomes.
     """
     mine, recipe = kept.ranks, jobs[0][0]
-    outcomes = mine.same(lambda: {place: earlier(one, place) for one, place in jobs})
+    outcomes = mine.same(lambda: all_earlier(jobs))
     for place in [place for place in outcomes if outcomes[place] and not mine.rank]:
         say(f"{place}: finished earlier, kept")
     waiting = [job for job in jobs if not outcomes[job[1]]]
@@ -83,7 +84,7 @@ def attempt(jobs: list[tuple[Recipe, Path]], device, name: str, say, kept: Kept)
     try:
         return [train_once(one, place, device, name, say, kept, states[0])]
     except Diverged as error:
-        return [diverged(error, one, place, name, say)]
+        return [diverged(error, one, place, name, say, kept)]
 
 
 def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], device, name: str, say, kept: Kept) -> list[dict]:
@@ -107,15 +108,15 @@ def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], devi
             raise
         if ctrl_c.asked:  # behind the last epoch, which was saved
             say(f"saved: to go on, {runs[0].remedy}")
-    return [diverged(error, *job, name, say) if error else run.finish() for error, job, run in zip(errors, jobs, runs)]
+    return [diverged(error, *job, name, say, kept) if error else run.finish() for error, job, run in zip(errors, jobs, runs)]
 
 
-def diverged(error: Diverged, recipe: Recipe, place: Path, name: str, say) -> dict:
+def diverged(error: Diverged, recipe: Recipe, place: Path, name: str, say, kept: Kept) -> dict:
     """Say and write where a run diverged."""
     say(str(error))
     place.mkdir(parents=True, exist_ok=True)
     outcome = {"diverged": str(error), "seed": recipe.seed, "epoch": error.epoch, "step": error.step}
-    write_json(place / "diverged.json", {**outcome, "recipe": {"name": name, **asdict(recipe)}})
+    write_json(place / "diverged.json", {**outcome, "data": {"sha256": kept.locate(recipe).sha256}, "recipe": {"name": name, **asdict(recipe)}})
     return outcome
 
 
@@ -133,6 +134,32 @@ def check_same(recipe: Recipe, theirs: dict, place: Path, what: str) -> None:
     differ = [key for key, value in recipe.experiment().items() if value != theirs.get(key)]
     if differ or theirs.get("seed") != recipe.seed:
         raise InputError(f"{place}: {what} with another {', '.join(differ) or 'seed'}: remove it, or name another folder with --out")
+
+
+def check_data(recipe: Recipe, outcomes: dict[Path, dict]) -> None:
+    """Raise `InputError` where a folder's outcome is of other data than the recipe's: by their checksums, as they may have moved.
+
+    An outcome without checksums is of the data that its command named; so is one of data that are gone, whose command is given again.
+    """
+    moved = [place for place, outcome in outcomes.items() if outcome["recipe"].get("data") != recipe.data]
+    try:
+        store = data.locate(recipe.data, recipe.size) if outcomes else None
+    except InputError:
+        if moved:
+            raise
+        return
+    for place, outcome in outcomes.items():
+        theirs = outcome.get("data")
+        sums = theirs.get("sha256") if isinstance(theirs, dict) else None
+        if sums != store.sha256 if sums else place in moved:
+            raise InputError(f"{place}: a run of other data than {store.path}: give its own with --data, remove it, or name another folder with --out")
+
+
+def all_earlier(jobs: list[tuple[Recipe, Path]]) -> dict[Path, dict | None]:
+    """`earlier` of each job, by its folder. Raises `InputError` where one was of other data, too."""
+    outcomes = {place: earlier(one, place) for one, place in jobs}
+    check_data(jobs[0][0], {place: outcome for place, outcome in outcomes.items() if outcome})
+    return outcomes
 
 
 def earlier(recipe: Recipe, place: Path) -> dict | None:

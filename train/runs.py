@@ -7,7 +7,7 @@ from pipelines.files import write_json
 from train import budget, ranks, sweep
 from train.assembly import known
 from train.device import device_of
-from train.jobs import earlier, gathered, interrupted, of_runs, seeds, train_jobs
+from train.jobs import all_earlier, gathered, interrupted, of_runs, seeds, train_jobs
 from train.recipe import Recipe
 from train.run import Kept, folder, train_once
 
@@ -55,7 +55,7 @@ def train_one(recipe: Recipe, out: Path, device, name: str, say, kept: Kept, sta
     Raises `InputError` where the folder holds another training.
     """
     if state is None:
-        outcome, begun = kept.ranks.same(lambda: (earlier(recipe, out), (out / "checkpoint.pt").exists()))
+        outcome, begun = kept.ranks.same(lambda: (all_earlier([(recipe, out)])[out], (out / "checkpoint.pt").exists()))
         if outcome and "diverged" not in outcome:
             say(f"{out}: finished earlier, kept: for another training name another folder with --out")
             return {} if kept.ranks.rank else outcome
