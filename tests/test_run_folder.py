@@ -100,3 +100,17 @@ def test_a_diverged_seed_is_of_its_data_too(store, tmp_path):
         train(replace(recipe, data=str(other.path)), "", quiet)
     with pytest.raises(InputError, match="all 2 runs diverged"):
         train(recipe, "", quiet)
+
+
+def test_commands_of_one_second_have_a_folder_each(store, tmp_path, monkeypatch):
+    """One in which nothing was written is not left."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("train.run.time.strftime", lambda _: "20261124-120000")
+    recipe = Recipe(**{**SMALL, "epochs": 1}, report=False, data=str(store.path))
+    for changes in ({}, dict(seed=3), dict(runs=2)):
+        train(replace(recipe, **changes), "", quiet)
+    with pytest.raises(InputError, match="mistyped"):
+        train(replace(recipe, data="mistyped"), "", quiet)
+    folders = [tmp_path / "runs" / f"20261124-120000-level1-resident{number}" for number in ("", "-2", "-3")]
+    assert sorted((tmp_path / "runs").iterdir()) == folders
+    assert [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders] == [0, 3, 1]

@@ -3,7 +3,10 @@
 import gc
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -152,9 +155,28 @@ def train_once(recipe: Recipe, out: Path, device: torch.device, name: str, say, 
     return run.finish()
 
 
-def folder(recipe: Recipe) -> Path:
-    """Where the run is written."""
-    return Path(recipe.out or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{recipe.net}-{recipe.pipeline}")
+@contextmanager
+def folder(recipe: Recipe, ranks: Ranks) -> Iterator[Path]:
+    """Where the run is written: `out`, or a new folder, which is removed again where nothing came into it."""
+    out = ranks.same(lambda: Path(recipe.out) if recipe.out else new_folder(f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.net}-{recipe.pipeline}"))
+    try:
+        yield out
+    finally:
+        if not (recipe.out or ranks.rank):
+            with suppress(OSError):
+                out.rmdir()
+
+
+def new_folder(name: str) -> Path:
+    """Make a folder of that name in `runs`, with a number behind it where another command of the same second has the name."""
+    runs = Path("runs")
+    make_folder(runs)
+    out, others = runs / name, count(2)
+    while True:
+        with suppress(FileExistsError):
+            out.mkdir()
+            return out
+        out = runs / f"{name}-{next(others)}"
 
 
 def make_folder(out: Path) -> None:

@@ -22,8 +22,8 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
     """
     device = device_of(recipe)
     known(recipe)
-    with ranks.joined(device, deal=recipe.runs > 1 or bool(recipe.sweep)) as mine:
-        kept, out = Kept(ranks=mine), mine.same(lambda: folder(recipe))
+    with ranks.joined(device, deal=recipe.runs > 1 or bool(recipe.sweep)) as mine, folder(recipe, mine) as out:
+        kept = Kept(ranks=mine)
         device, say = mine.device(device), say if mine.writes else lambda *_: None
         if recipe.minutes:
             recipe = budget.fitted(recipe, out, device, say, kept)
