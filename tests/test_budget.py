@@ -1,6 +1,7 @@
 """`--minutes`: epochs fitted to a time, found once, and the training is that of as many `--epochs`."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,19 @@ def test_what_was_found_is_kept_for_the_same_settings_only(store, tmp_path, monk
     (tmp_path / "budget.json").write_text('{"minutes": 0.6, "epochs": "4"')
     assert epochs() == 4
     assert next(times, None) is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_refused_command_times_nothing_and_leaves_the_budget_as_it_is(count, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "timed", lambda training: dict(STEP))
+    recipe = Recipe(**SMALL, minutes=0.3, runs=count, report=False, data=str(store.path), out=str(tmp_path / "fitted"))
+    made, plain = runs.train(recipe, "", quiet), replace(recipe, minutes=0.0, epochs=1, out=str(tmp_path / "plain"))
+    runs.train(plain, "", quiet)
+    monkeypatch.setattr(budget, "timed", None)
+    for changes, said in ((dict(minutes=0.6), "minutes"), (dict(lr=0.02), "lr"), (dict(out=plain.out), "minutes"), (dict(runs=3 - count), "holds")):
+        with pytest.raises(InputError, match=f"{said}.*name another folder with --out"):
+            runs.train(replace(recipe, **changes), "", quiet)
+    assert runs.train(recipe, "", quiet) == made and not (tmp_path / "plain" / "budget.json").exists()
 
 
 @pytest.mark.parametrize("said", ["", "[]", "null", "{}", "[" * 100_000, '{"minutes": 0.6, "epochs": 4}'])

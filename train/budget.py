@@ -18,6 +18,7 @@ from pipelines.files import write_json
 from train.assembly import assemble
 from train.command import counted
 from train.failures import explained
+from train.jobs import earlier, interrupted
 from train.loop import Training, set_rate
 from train.progressive import resize, side, sides
 from train.recipe import Recipe
@@ -35,12 +36,14 @@ FILE = "budget.json"
 def fitted(recipe: Recipe, out: Path, device, say, kept: Kept) -> Recipe:
     """The recipe with the epochs that its `minutes` hold, which are then 0: those that `out` keeps from an earlier call, or by steps timed here.
 
-    Of several processes that share a training or take turns, the first decides. Raises `InputError` where not even one epoch fits.
+    Of several processes that share a training or take turns, the first decides. Raises `InputError` where not even one epoch fits, or `out` has trainings
+    of other minutes or settings, to whose budget nothing is done.
     """
-    earlier = kept.ranks.same(lambda: remembered(recipe, out))
-    if earlier:
-        say(f"{out / FILE}: {earlier} epochs, as timed earlier")
-        return replace(recipe, epochs=earlier, minutes=0.0)
+    known = kept.ranks.same(lambda: remembered(recipe, out))
+    if known:
+        say(f"{out / FILE}: {known} epochs, as timed earlier")
+        return replace(recipe, epochs=known, minutes=0.0)
+    kept.ranks.same(lambda: check_unused(recipe, out))
     training = assemble(replace(recipe, epochs=MANY, minutes=0.0), kept.locate(recipe), device, Stopwatch(device), ranks=kept.ranks)
     with explained(recipe, device):
         seconds = timed(training)
@@ -109,6 +112,12 @@ def training_seconds(recipe: Recipe, epochs: int, steps: int, full: int, seconds
 def settings(recipe: Recipe) -> dict:
     """What the number of epochs depends on."""
     return {key: value for key, value in recipe.experiment().items() if key not in ("epochs", "minutes")} | {"data": recipe.data}
+
+
+def check_unused(recipe: Recipe, out: Path) -> None:
+    """Raise `InputError` where the folder has a training: it has its epochs already, and no minutes."""
+    for place in sorted(out.glob("seed-*")) if recipe.runs > 1 else [out]:
+        earlier(recipe, place), interrupted(recipe, place)
 
 
 def remembered(recipe: Recipe, out: Path) -> int | None:

@@ -25,10 +25,10 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
     with ranks.joined(device, deal=recipe.runs > 1 or bool(recipe.sweep)) as mine, folder(recipe, mine) as out:
         kept = Kept(ranks=mine)
         device, say = mine.device(device), say if mine.writes else lambda *_: None
+        check_kind(out, recipe)
         if recipe.minutes:
             recipe = budget.fitted(recipe, out, device, say, kept)
         kept.several = out if recipe.sweep or recipe.runs > 1 else None
-        check_kind(out, recipe)
         if recipe.sweep:
             return sweep.train(recipe, out, device, name, say, kept)
         if recipe.runs == 1:
