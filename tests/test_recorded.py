@@ -17,6 +17,7 @@ from train.compiled import keep_rates
 from train.course import follow
 from train.device import device_of
 from train.evaluate import evaluate
+from train.flags import named, parse, words
 from train.recipe import Recipe
 from train.recorded import FIRST, Graphs, Recorded, RecordedLook
 from train.run import Kept, Run
@@ -211,3 +212,11 @@ def test_a_gpu_trains_the_default_by_recorded_steps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     made = recipes.default()
     assert (made.net, made.compiled, made.recorded) == ("speednet", False, True)
+
+
+def test_on_the_processor_of_a_gpu_machine_a_recipe_is_that_of_a_processor(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for given, expected in ((["default"], replace(recipes.cpu(), device="cpu")), (["tiny"], replace(recipes.tiny(), compiled=False, device="cpu"))):
+        name, recipe = parse([*given, "--device", "cpu"], named())
+        assert recipe == expected and parse(words(name, recipe, named()), named()) == (name, recipe)
+    assert parse([], named())[1] == recipes.default() and parse(["tiny", "--device", "cpu", "--compiled"], named())[1].compiled

@@ -18,12 +18,17 @@ def named() -> dict:
     return {name: made for name, made in inspect.getmembers(recipes, inspect.isfunction) if made.__module__ == recipes.__name__}
 
 
+def plain(made, device: str) -> Recipe:
+    """What a recipe's function returns where `device` is asked for."""
+    return made(device) if inspect.signature(made).parameters else made()
+
+
 def words(name: str, recipe: Recipe, recipes: dict) -> list[str]:
     """The command line that `parse` reads as this recipe."""
-    plain, found = recipes.get(name, Recipe)(), [name] if name in recipes else []
+    start, found = (plain(recipes[name], recipe.device), [name]) if name in recipes else (Recipe(), [])
     for setting in fields(Recipe):
         value = getattr(recipe, setting.name)
-        if value != getattr(plain, setting.name):
+        if value != getattr(start, setting.name):
             found += [f"--{flag(setting.name)}", str(value)] if setting.type is not bool else [f"--{'' if value else 'no-'}{flag(setting.name)}"]
     return found
 
@@ -50,4 +55,4 @@ def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
     name = given.pop("recipe")
     if name not in recipes:
         raise InputError(f"{name}: neither a recipe ({', '.join(recipes)}) nor a command ({', '.join(COMMANDS)})")
-    return name, dataclasses.replace(recipes[name](), **given)
+    return name, dataclasses.replace(plain(recipes[name], given.get("device", "auto")), **given)

@@ -1,4 +1,4 @@
-"""Named recipes: each function returns a `Recipe`, and its docstring says what to expect of it."""
+"""Named recipes: each function returns a `Recipe`, and its docstring says what to expect of it. One that suits itself to the machine takes the --device asked for."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ from train.machine import cpu_has_avx512, cpu_has_bf16
 from train.recipe import Recipe
 
 
-def default() -> Recipe:
+def default(device: str = "auto") -> Recipe:
     """What `make train` does: `cpu` on a processor; on a GPU `speed` without the minute that compiling takes, each step recorded as a CUDA graph.
 
     On a GPU neither time nor accuracy has been measured; `speed`, compiled, learns the same but for rounding.
     """
-    if not torch.cuda.is_available():
+    if device == "cpu" or not torch.cuda.is_available():
         return cpu()
     return replace(speed(), compiled=False, recorded=True)
 
@@ -102,7 +102,7 @@ def modern() -> Recipe:
     return Recipe(net="level1", epochs=50, batch_size=256, optimiser="muon", muon_lr=0.1, lr=0.1, weight_decay=5e-4, **kept)
 
 
-def tiny() -> Recipe:
+def tiny(device: str = "auto") -> Recipe:
     """For a GPU: the most accuracy from few parameters, `tiny83k` for 200 epochs. Several seeds at once: `--runs 8 --together 8`.
 
     `modern` with a running mean of the weights, with rows of filters that Muon keeps at one norm, so that no channel dies, and with the
@@ -110,7 +110,8 @@ def tiny() -> Recipe:
     accuracy has been measured.
     """
     richer = dict(translate=4, affine_p=0.5, rotate=15.0, brightness=0.1, contrast=0.1, saturation=0.1, sharpness=0.3, mixup=0.2, mix_ramp=100.0)
-    return replace(modern(), net="tiny83k", epochs=200, ema=0.999, muon_norm="row", compiled=torch.cuda.is_available(), eval_every=10, **richer)
+    compiled = device != "cpu" and torch.cuda.is_available()
+    return replace(modern(), net="tiny83k", epochs=200, ema=0.999, muon_norm="row", compiled=compiled, eval_every=10, **richer)
 
 
 def tiniest() -> Recipe:
