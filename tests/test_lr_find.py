@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from test_failures import fails
+from test_surroundings import at_call
 
 from pipelines.errors import InputError
 from train import lr_find
+from train.loop import Training
 from train.lr_find import FAR, LAST, measure, smoothed, turns
 
 FACTORS = np.geomspace(1e-3, 1e2, 400)
@@ -68,7 +71,16 @@ def test_the_command_prints_flags_and_draws(store, tmp_path, capsys, drawn):
     assert {"0.001", "0.1", "10"} <= set(drawn) and not any("$" in text for text in drawn)
 
 
-@pytest.mark.parametrize("flags", [["--steps", "9"], ["--lowest", "0"], ["--lowest", "2", "--highest", "1"], ["level1", "--lr", "0"]])
+REFUSED = [["--steps", "9"], ["--lowest", "0"], ["--lowest", "2", "--highest", "1"], ["level1", "--lr", "0"], ["--net", "levle1"]]
+
+
+@pytest.mark.parametrize("flags", REFUSED)
 def test_what_cannot_be_is_refused(flags, store):
     with pytest.raises(InputError):
         lr_find.main([*flags, "--data", str(store.path)])
+
+
+def test_no_memory_for_a_step_says_what_to_set(store, tmp_path, monkeypatch):
+    at_call(monkeypatch, Training, "step", 3, fails)
+    with pytest.raises(InputError, match="out of memory at batch size 16 .*: set --batch-size 8"):
+        lr_find.main(["level1", "--batch-size", "16", "--device", "cpu", "--data", str(store.path), "--out", str(tmp_path)])

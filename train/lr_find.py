@@ -16,9 +16,10 @@ import numpy as np
 
 from pipelines import data
 from pipelines.errors import InputError
-from train.assembly import assemble
+from train.assembly import assemble, known
 from train.command import parser_of
 from train.device import device_of
+from train.failures import explained
 from train.flags import named, parse
 from train.recipe import flag
 from train.run import make_folder
@@ -105,6 +106,7 @@ def main(arguments: list[str]) -> None:
         return
     given, rest = parser().parse_known_args(arguments)
     name, recipe = parse(rest, named())
+    known(recipe)
     if not recipe.rates():
         raise InputError("lr-find: the recipe's rates are 0: give it an --lr to start from")
     if given.steps < LAST or not 0 < given.lowest < given.highest < math.inf:
@@ -115,7 +117,8 @@ def main(arguments: list[str]) -> None:
     training = assemble(recipe, data.locate(recipe.data, recipe.size), device, Stopwatch(device))
     make_folder(out)
     factors = np.geomspace(given.lowest, given.highest, given.steps)
-    losses = measure(training, factors)
+    with explained(recipe, device):
+        losses = measure(training, factors)
     steepest, least = turns(factors, losses)
     chosen = least if recipe.schedule in FALLING else steepest
     first, base = next(iter(recipe.rates().items()))
