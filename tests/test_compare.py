@@ -41,6 +41,14 @@ def test_only_what_differs_is_shown(run_folder, tmp_path):
     assert "All settings are the same." in text([runs[0], runs[0]])
 
 
+def test_no_teacher_is_a_setting_and_what_another_version_lacks_is_none(run_folder, tmp_path):
+    older, other = result.summary(run_folder), changed(run_folder, tmp_path, "b", recipe={"teacher": "runs/a"}, commit="abc", precision="bf16")
+    del older["recipe"]["warmup"], older["commit"], older["precision"], older["hardware"]["device"]
+    lacking = shutil.copytree(run_folder, tmp_path / "older")
+    (lacking / "summary.json").write_text(json.dumps(older))
+    assert differing([Run.read(lacking), Run.read(other)]) == [("teacher", "", "runs/a")]
+
+
 def test_a_whole_number_is_the_float_that_it_stands_for(run_folder, tmp_path):
     runs = [Run.read(changed(run_folder, tmp_path, str(i), recipe={"warmup": value})) for i, value in enumerate((1, 1.0))]
     assert not differing(runs)

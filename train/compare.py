@@ -51,8 +51,8 @@ class Run:
         return (self.name, f"{accuracy.mean:.4f}", accuracy.n, *spread, self.summary["parameters"], f"{speed:,.0f}", *(f"{s:,.1f}" for s in seconds))
 
     def settings(self) -> dict[str, str]:
-        """Everything that two runs may differ in, but their outcome."""
-        recipe = {key: as_float(key, value) for key, value in self.summary["recipe"].items() if key not in LEFT_OUT}
+        """Everything that two runs may differ in, but their outcome; what another version does not tell is left out."""
+        recipe = {key: as_float(key, value) for key, value in self.summary["recipe"].items() if key not in (*LEFT_OUT, "precision")}
         if len(self.seeds) > 1:
             recipe["seed"] = " ".join(str(seed["recipe"].get("seed")) for seed in self.seeds)
         data, hardware = self.summary["data"], self.summary.get("hardware", {})
@@ -67,7 +67,7 @@ class Run:
             "commit": self.summary.get("commit") or "",
             **self.summary.get("versions", {}),
         }
-        return {key: str(value) for key, value in {**more, **recipe, "precision": more["precision"]}.items()}
+        return {key: str(value) for key, value in {**{key: value for key, value in more.items() if value != ""}, **recipe}.items()}
 
 
 def as_float(key: str, value):
@@ -79,8 +79,8 @@ def differing(runs: list[Run]) -> list[tuple[str, ...]]:
     """(setting, value in each run) of the settings that are not the same in all; "" where a run of another version lacks one."""
     each = [run.settings() for run in runs]
     names = dict.fromkeys(name for settings in each for name in settings)
-    rows = [(name, *(settings.get(name, "") for settings in each)) for name in names]
-    return [row for row in rows if len(set(row[1:]) - {""}) > 1]
+    rows = [(name, *(settings.get(name) for settings in each)) for name in names]
+    return [tuple(cell or "" for cell in row) for row in rows if len(set(row[1:]) - {None}) > 1]
 
 
 def tested(runs: list[Run]) -> str:
