@@ -15,7 +15,7 @@ from torch import nn
 import nets
 import pipelines
 from pipelines.errors import InputError
-from train import figures, page, report, result
+from train import figures, loop, page, report, result
 from train.charts import Line, chart, thinned, ticks
 from train.command import counted
 from train.evaluate import Outcome
@@ -56,6 +56,13 @@ def run(store, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     settings = dict(SMALL, data=str(store.path), out=str(out), affine_p=0.5, rotate=10.0, first_side=16)
     return out, train(Recipe(**settings), "", lambda *_: None)
+
+
+def test_a_test_loss_that_is_no_number_leaves_the_accuracy(drawn, store, tmp_path, monkeypatch):
+    evaluate = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *given, **more: replace(evaluate(*given, **more), loss=math.inf))
+    summary = train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", lambda *_: None)
+    assert f"test, last {summary['test_accuracy']:.1%}" in drawn and (tmp_path / "report.html").exists()
 
 
 def outcome_of(true, predicted) -> Outcome:

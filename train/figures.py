@@ -55,9 +55,8 @@ def curves(history: list[dict], title: str) -> plt.Figure:
     """Loss and accuracy of both splits against the epoch."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for split, colour in (("train", TRAIN), ("test", TEST)):
-        lines = [line for line in history if line[f"{split}_loss"] is not None]  # not every epoch is tested
-        epochs, loss, accuracy = ([line[key] for line in lines] for key in ("epoch", f"{split}_loss", f"{split}_accuracy"))
-        left.plot(epochs, loss, "o-", ms=3, color=colour)
+        epochs, accuracy = points(history, f"{split}_accuracy")
+        left.plot(*points(history, f"{split}_loss"), "o-", ms=3, color=colour)
         right.plot(epochs, [100 * a for a in accuracy], "o-", ms=3, color=colour, label=f"{split}, last {accuracy[-1]:.1%}")
     left.set(xlabel="epoch", ylabel="cross-entropy")
     left.set_ylim(0, 1.02 * left.get_ylim()[1])  # one epoch's point is not cut
@@ -69,6 +68,12 @@ def curves(history: list[dict], title: str) -> plt.Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
     return figure
+
+
+def points(history: list[dict], key: str) -> tuple[list[int], list[float]]:
+    """(epochs, values) of a metric where it has one: not every epoch is tested, and a loss may be no finite number."""
+    lines = [line for line in history if line[key] is not None]
+    return [line["epoch"] for line in lines], [line[key] for line in lines]
 
 
 def confusion(table: np.ndarray, classes: tuple[str, ...], data: str) -> plt.Figure:
