@@ -11,6 +11,7 @@ from conftest import make_store
 from test_resume import SMALL, Interrupted, bits, interrupt_after, quiet
 
 from pipelines.errors import InputError
+from train import compare, events, result, resume
 from train.course import Diverged, follow
 from train.recipe import Recipe
 from train.run import Kept, Run
@@ -114,3 +115,14 @@ def test_commands_of_one_second_have_a_folder_each(store, tmp_path, monkeypatch)
     folders = [tmp_path / "runs" / f"20261124-120000-level1-resident{number}" for number in ("", "-2", "-3")]
     assert sorted((tmp_path / "runs").iterdir()) == folders
     assert [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders] == [0, 3, 1]
+
+
+def test_a_name_that_no_folder_can_have_is_refused_in_one_line(store, tmp_path):
+    """As is a folder that one may not enter: `Path.exists` and `Path.glob` raise at both."""
+    long, plain = str(tmp_path / ("a" * 300)), Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "out"))
+    for changes in (dict(out=long), dict(out=long, runs=2), dict(out=long, sweep="lr=0.01"), dict(out=long, minutes=1.0), dict(teacher=long)):
+        with pytest.raises(InputError, match="a{300}.*name"):
+            train(replace(plain, **changes), "", quiet)
+    for command in (result.model, events.trainings, lambda run: resume.main(["--resume", run]), lambda run: compare.main([run])):
+        with pytest.raises(InputError, match="a{300}.*: name"):
+            command(long)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipelines.errors import InputError
 from pipelines.files import write_json
+from train import result
 from train.assembly import assemble
 from train.command import counted
 from train.failures import explained
@@ -116,7 +117,7 @@ def settings(recipe: Recipe) -> dict:
 
 def check_unused(recipe: Recipe, out: Path) -> None:
     """Raise `InputError` where the folder has a training: it has its epochs already, and no minutes."""
-    for place in sorted(out.glob("seed-*")) if recipe.runs > 1 else [out]:
+    for place in result.matching(out, "seed-*") if recipe.runs > 1 else [out]:
         earlier(recipe, place), interrupted(recipe, place)
 
 

@@ -6,6 +6,7 @@ accuracy/test, lr, images_per_second (by epoch), and loss/step (by step, counted
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def write(place: Path) -> Path:
 
 def trainings(run: str) -> list[Path]:
     """The folders of single trainings in a run folder, finished or not."""
-    found = [place for place in (Path(run), *sorted(Path(run).glob("seed-*"))) if (place / "metrics.jsonl").exists()]
+    found = [place for place in (Path(run), *result.matching(run, "seed-*")) if os.path.exists(place / "metrics.jsonl")]
     if not found:
         raise InputError(f"{run}: no metrics.jsonl in it: name the folder that a training wrote")
     return found

@@ -122,7 +122,7 @@ def diverged(error: Diverged, recipe: Recipe, place: Path, name: str, say, kept:
 
 def interrupted(recipe: Recipe, place: Path) -> dict | None:
     """The checkpoint that an interrupted call left of this seed; None where there is none. Raises `InputError` where it is of other settings."""
-    if not (place / "checkpoint.pt").exists():
+    if not os.path.exists(place / "checkpoint.pt"):
         return None
     state = read(place)
     check_same(recipe, asdict(recipe_of(state, place)[1]), place, "an interrupted run")

@@ -4,7 +4,9 @@ Shapes: images_NHWC uint8 pixels, logits_NK float32.
 """
 
 import json
+import os
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,11 @@ class Model:
         return torch.cat([self.net(self.inputs(images_NHWC[i : i + batch])) for i in range(0, len(images_NHWC), batch)])
 
 
+def matching(folder: str | Path, pattern: str) -> list[Path]:
+    """What a folder has of that name, sorted; nothing where one may not look into it or no folder can have its name, where `Path.glob` raises."""
+    return [Path(folder, name) for name in sorted(glob(pattern, root_dir=folder))]
+
+
 def summary(folder: str | Path) -> dict:
     """What `summary.json` of a run folder holds. Raises `InputError` where there is none that can be read."""
     path = Path(folder) / "summary.json"
@@ -71,11 +78,9 @@ def summary(folder: str | Path) -> dict:
             check(values["runs"], SEVERAL)
             check(dict(enumerate(values["runs"]["seeds"])), dict.fromkeys(range(max(len(values["runs"]["seeds"]), 1)), int))
     except OSError as error:
-        what = "no such folder" if not Path(folder).exists() else f"no finished run ({path.name}: {error.strerror})"
-        inside = sorted(place.parent.name for place in Path(folder).glob("*/summary.json"))
-        raise InputError(
-            f"{folder}: {what}: name " + (f"one in it, such as {Path(folder) / inside[0]}" if inside else "the folder that a training wrote")
-        ) from None
+        what = "no such folder" if not os.path.exists(folder) else f"no finished run ({path.name}: {error.strerror})"
+        inside = matching(folder, "*/summary.json")
+        raise InputError(f"{folder}: {what}: name " + (f"one in it, such as {inside[0].parent}" if inside else "the folder that a training wrote")) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a run's summary ({reason(error)}): train again") from None
     return values
@@ -130,8 +135,8 @@ def model(folder: str | Path) -> Model:
     Raises `InputError` where it is missing, damaged, or of a net that is not here any more.
     """
     path = Path(folder) / "model.safetensors"
-    if not path.exists():
-        several = sorted(Path(folder).glob("seed-*"))
+    if not os.path.exists(path):
+        several = matching(folder, "seed-*")
         remedy = f"name one of its seeds, such as {several[0]}" if several else "name the folder that a training wrote"
         raise InputError(f"{folder}: no {path.name} in it: {remedy}")
     try:

@@ -1,10 +1,11 @@
 """A training and its repetitions: `--runs K` trains K seeds in one process, each in a folder of its own; several processes share them out."""
 
+import os
 from pathlib import Path
 
 from pipelines.errors import InputError
 from pipelines.files import write_json
-from train import budget, ranks, sweep
+from train import budget, ranks, result, sweep
 from train.assembly import known
 from train.device import device_of
 from train.jobs import all_earlier, gathered, interrupted, of_runs, seeds, train_jobs
@@ -39,9 +40,9 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
 def check_kind(out: Path, recipe: Recipe) -> None:
     """Raise `InputError` where a folder holds trainings of another kind of command, whose files would be mixed."""
     single, seeded, swept = (
-        any((out / name).exists() for name in ("checkpoint.pt", "model.safetensors")),
-        any(out.glob("seed-*")),
-        (out / "sweep.json").exists(),
+        any(os.path.exists(out / name) for name in ("checkpoint.pt", "model.safetensors")),
+        bool(result.matching(out, "seed-*")),
+        os.path.exists(out / "sweep.json"),
     )
     wrong = single or seeded if recipe.sweep else single or swept if recipe.runs > 1 else seeded or swept
     if wrong:
@@ -55,7 +56,7 @@ def train_one(recipe: Recipe, out: Path, device, name: str, say, kept: Kept, sta
     Raises `InputError` where the folder holds another training.
     """
     if state is None:
-        outcome, begun = kept.ranks.same(lambda: (all_earlier([(recipe, out)])[out], (out / "checkpoint.pt").exists()))
+        outcome, begun = kept.ranks.same(lambda: (all_earlier([(recipe, out)])[out], os.path.exists(out / "checkpoint.pt")))
         if outcome and "diverged" not in outcome:
             say(f"{out}: finished earlier, kept: for another training name another folder with --out")
             return {} if kept.ranks.rank else outcome

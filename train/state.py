@@ -3,6 +3,7 @@
 It holds everything but the data: a pipeline's whole state is (seed, epoch, step).
 """
 
+import os
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -103,8 +104,8 @@ def put_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
 def read(folder: Path) -> dict:
     """The checkpoint of a run folder. Raises `InputError` where there is none, or it is not one to go on from."""
     path = folder / "checkpoint.pt"
-    if not path.exists():
-        seeds = " (for several seeds, give the first command again with the same --out)" if list(folder.glob("seed-*")) else ""
+    if not os.path.exists(path):
+        seeds = " (for several seeds, give the first command again with the same --out)" if result.matching(folder, "seed-*") else ""
         raise InputError(f"{path}: no checkpoint: name the folder of an interrupted run{seeds}")
     state = checkpoint.load(path)
     if not isinstance(state, dict) or STATE - state.keys():

@@ -58,6 +58,6 @@ def finished(folders: str) -> list[Path]:
     """The folders in which the models lie: a model is all that is needed of a single training."""
     places = []
     for folder in map(Path, filter(None, folders.split(os.pathsep))):
-        alone = (folder / "model.safetensors").exists() or not (folder / "summary.json").exists()
+        alone = os.path.exists(folder / "model.safetensors") or not os.path.exists(folder / "summary.json")
         places += [folder] if alone else result.seeds(folder) or [folder]
     return places
