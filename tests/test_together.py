@@ -315,6 +315,8 @@ def test_a_sweep_trains_each_value(store, tmp_path):
     assert [end["lr"] for end in summary["values"]] == [0.01, 0.03] and json.loads((tmp_path / "s" / "sweep.json").read_text()) == summary
     assert json.loads((tmp_path / "s" / "lr-0.03" / "summary.json").read_text())["recipe"]["lr"] == 0.03
     assert "0.03" in said[-1] and "0.01" in said[-1]
+    with pytest.raises(InputError, match="s: holds a sweep of lr: name another folder with --out"):
+        train(Recipe(**{**settings, "sweep": "momentum=0.5,0.6"}, out=str(tmp_path / "s")), "", quiet)
     several = train(Recipe(**{**settings, "runs": 2, "sweep": "lr=0.01,1e30"}, out=str(tmp_path / "d")), "", said.append)
     assert several["values"][0]["n"] == 2 and several["values"][1].keys() == {"lr", "diverged"} and "diverged" in said[-1]
 

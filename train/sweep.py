@@ -4,6 +4,7 @@ Values are tried on what the recipe tests on: for choosing a setting, give --hel
 trainings at once, where the setting does not change a net's shape or the number and size of its steps.
 """
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept:
     places = [out / f"{flag(setting)}-{value}" for value in values]
     each = [replace(recipe, sweep="", **{setting: value}) for value in values]
     jobs = [seeds(one, place) if recipe.runs > 1 else [(replace(one, runs=1, together=1), place)] for one, place in zip(each, places)]
+    kept.ranks.same(lambda: check_setting(out, setting))
     outcomes = iter(train_jobs([job for several in jobs for job in several], recipe.together, device, name, say, kept))
     if kept.ranks.rank:
         return {}
@@ -58,6 +60,18 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept:
     write_json(out / "sweep.json", summary)
     say(shown(setting, ends))
     return summary
+
+
+def check_setting(out: Path, setting: str) -> None:
+    """Raise `InputError` where a folder holds the sweep of another setting, whose `sweep.json` would be written over."""
+    try:
+        theirs = json.loads((out / "sweep.json").read_text(encoding="utf-8"))["sweep"]
+    except OSError:
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        theirs = "something else"
+    if theirs != setting:
+        raise InputError(f"{out}: holds a sweep of {theirs}: name another folder with --out, or remove it")
 
 
 def shown(setting: str, ends: list[dict]) -> str:
