@@ -319,6 +319,8 @@ def test_a_sweep_trains_each_value(store, tmp_path):
         train(Recipe(**{**settings, "sweep": "momentum=0.5,0.6"}, out=str(tmp_path / "s")), "", quiet)
     several = train(Recipe(**{**settings, "runs": 2, "sweep": "lr=0.01,1e30"}, out=str(tmp_path / "d")), "", said.append)
     assert several["values"][0]["n"] == 2 and several["values"][1].keys() == {"lr", "diverged"} and "diverged" in said[-1]
+    with pytest.raises(InputError, match="e: all 2 runs diverged"):
+        train(Recipe(**{**settings, "sweep": "lr=1e30,2e30"}, out=str(tmp_path / "e")), "", said.append)
 
 
 @pytest.mark.parametrize(

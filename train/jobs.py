@@ -50,19 +50,25 @@ def prefixed(say, before: str, line: str) -> None:
     say(before + line)
 
 
+def finished(outcomes: list[dict], out: Path) -> list[dict]:
+    """Those that did not diverge. Raises `InputError` where all did."""
+    found = [o for o in outcomes if "diverged" not in o]
+    if not found:
+        raise InputError(f"{out}: all {len(outcomes)} runs diverged ({outcomes[0]['diverged']})")
+    return found
+
+
 def gathered(outcomes: list[dict], out: Path) -> dict:
     """The accuracies of several runs with their interval, and where others diverged. Raises `InputError` where all did."""
-    finished = [o for o in outcomes if "diverged" not in o]
-    if not finished:
-        raise InputError(f"{out}: all {len(outcomes)} runs diverged ({outcomes[0]['diverged']})")
-    if len({json.dumps(run.get("data"), sort_keys=True) for run in finished}) > 1:
+    good = finished(outcomes, out)
+    if len({json.dumps(run.get("data"), sort_keys=True) for run in good}) > 1:
         raise InputError(f"{out}: its seeds were trained on different data: remove those of the old data, or name another folder with --out")
-    accuracies = [run["test_accuracy"] for run in finished]
+    accuracies = [run["test_accuracy"] for run in good]
     interval = asdict(Interval.of(accuracies))
-    if len(finished) == 1:
+    if len(good) == 1:
         interval |= dict.fromkeys(("deviation", "low", "high"))  # JSON has no NaN
     lost = [{key: run[key] for key in ("seed", "epoch", "step")} for run in outcomes if "diverged" in run]
-    return {"seeds": [run["seed"] for run in finished], "test_accuracies": accuracies, **interval, "diverged": lost}
+    return {"seeds": [run["seed"] for run in good], "test_accuracies": accuracies, **interval, "diverged": lost}
 
 
 def of_runs(runs: dict) -> Interval:

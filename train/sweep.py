@@ -14,7 +14,7 @@ from nets.__main__ import table
 from pipelines.errors import InputError
 from pipelines.files import write_json
 from train.assembly import known
-from train.jobs import gathered, of_runs, seeds, train_jobs
+from train.jobs import finished, gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe, flag
 from train.run import Kept
 
@@ -40,7 +40,7 @@ SHAPES = (
 
 
 def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept: Kept) -> dict:
-    """Train all values, each in `out/FIELD-VALUE` (with its seeds below it), and write and say how they ended."""
+    """Train all values, each in `out/FIELD-VALUE` (with its seeds below it), and write and say how they ended. Raises `InputError` where all diverged."""
     setting, values = read(recipe)
     if recipe.together > 1 and setting in SHAPES:
         raise InputError(f"--sweep {flag(setting)}: changes the shape of a training, so that they cannot go together: leave --together out")
@@ -48,12 +48,13 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept:
     each = [replace(recipe, sweep="", **{setting: value}) for value in values]
     jobs = [seeds(one, place) if recipe.runs > 1 else [(replace(one, runs=1, together=1), place)] for one, place in zip(each, places)]
     kept.ranks.same(lambda: check_setting(out, setting))
-    outcomes = iter(train_jobs([job for several in jobs for job in several], recipe.together, device, name, say, kept))
+    outcomes = train_jobs([job for several in jobs for job in several], recipe.together, device, name, say, kept)
     if kept.ranks.rank:
         return {}
-    ends = []
+    finished(outcomes, out)
+    rest, ends = iter(outcomes), []
     for value, place, several in zip(values, places, jobs):
-        ended = [next(outcomes) for _ in several]
+        ended = [next(rest) for _ in several]
         good = any("diverged" not in one for one in ended)
         ends.append({setting: value, **(gathered(ended, place) if good else {"diverged": [one["diverged"] for one in ended]})})
     summary = {"sweep": setting, "values": ends}
