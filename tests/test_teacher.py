@@ -43,13 +43,15 @@ def model_with_other_weights(made):
     return replace(made, net=nets.load(made.name).eval())
 
 
-def test_a_teacher_of_other_classes_is_refused(store, tmp_path):
+def test_a_teacher_of_other_classes_or_none_is_refused(store, tmp_path):
     other = make_store(tmp_path / "other.safetensors", classes=7)
     train(Recipe(**{**SMALL, "epochs": 1}, data=str(other.path), out=str(tmp_path / "teacher")), "", quiet)
     with pytest.raises(InputError, match="teacher.*other classes"):
         train(Recipe(**SMALL, teacher=str(tmp_path / "teacher"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
     with pytest.raises(InputError, match="no such folder|no model"):
         train(Recipe(**SMALL, teacher=str(tmp_path / "nothing"), data=str(store.path), out=str(tmp_path / "student")), "", quiet)
+    with pytest.raises(InputError, match=f"--teacher {os.pathsep}: names no folder"):
+        train(Recipe(**SMALL, teacher=os.pathsep, data=str(store.path), out=str(tmp_path / "student")), "", quiet)
 
 
 def test_several_seeds_teach_their_mean(store, tmp_path):

@@ -32,6 +32,8 @@ def teacher(folders: str, store: Store) -> nn.Module:
     Raises `InputError` where there is none, or it knows other classes or takes other images than the store's.
     """
     models = {path: result.model(path) for path in finished(folders)}
+    if not models:
+        raise InputError(f"--teacher {folders}: names no folder: name one that a training wrote")
     for path, model in models.items():
         if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
             raise InputError(f"--teacher {path}: trained on other classes or images than {store.path}: train one on these")
