@@ -154,7 +154,7 @@ def test_settings_that_cannot_be(wrong):
     [
         *("lr=-1", "lr=nan", "weight_decay=-0.1", "weight_decay=inf", "warmup=-1", "warmup=nan", "patience=-1", "factor=-1", "momentum=1", "muon_momentum=1.5"),
         *("beta=1", "label_smoothing=2", "label_smoothing=-0.1", "grown=1.5", "affine_p=50", "erase_p=-1", "grey_p=7", "scale=2", "brightness=-3", "shift=nan"),
-        *("sharpness=nan", "erase=-3", "mix_ramp=-1", "save_minutes=-1", "save_minutes=nan"),
+        *("sharpness=nan", "erase=-3", "mix_ramp=-1", "save_minutes=-1", "save_minutes=nan", "temperature=0", "temperature=nan", "temperature=inf"),
     ],
 )
 def test_settings_out_of_their_range_are_one_line(flags):

@@ -28,6 +28,7 @@ RANGES = (
     (("shift", "rotate", "brightness", "contrast", "saturation", "sharpness"), lambda value: 0 <= value < math.inf, "0 or more"),
     (("momentum", "muon_momentum", "beta", "scale"), lambda value: 0 <= value < 1, "0 or more, below 1"),
     (("ema", "floor", "label_smoothing", "teacher_share", "settle", "freeze", "grown", "factor"), lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    (("temperature",), lambda value: 0 < value < math.inf, "a number above 0"),
     (("affine_p", "erase_p", "grey_p"), lambda value: 0 <= value <= 1, "a probability from 0 to 1"),
 )
 
@@ -131,8 +132,6 @@ class Recipe:
             raise InputError("--nesterov needs --momentum above 0")
         if not 0 < self.views_share <= 1:
             raise InputError(f"--views-share {self.views_share}: give a share above 0, at most 1")
-        if self.temperature <= 0:
-            raise InputError(f"--temperature {self.temperature}: give a number above 0")
         if self.minutes and (self.sweep or self.together > 1):
             raise InputError("--minutes: epochs are fitted to one training at a time: leave --sweep and --together out, or give --epochs")
         self.policy(), self.mixing()
