@@ -1,5 +1,6 @@
 """The documents' code is run as it stands: docs/api.md in this process, CONTRIBUTING.md on a copy of the project; and --help is whole."""
 
+import inspect
 import os
 import re
 import shutil
@@ -72,6 +73,12 @@ def test_help_lists_every_setting_once_and_fits(monkeypatch, capsys):
     assert sorted(listed) == sorted(flag(setting.name) for setting in fields(Recipe)) and max(map(len, said.splitlines())) <= 100
     assert {name for names in usage.GROUPS.values() for name in names.split()} <= {setting.name for setting in fields(Recipe)}
     assert all(f"\n{title}:" in said for title in (*usage.GROUPS, "recipes", "commands", "examples")) and "lr-find" in said
+
+
+def test_help_names_every_net_whose_own_norms_are_no_batch_norms():
+    text = next(setting.metadata["help"] for setting in fields(Recipe) if setting.name == "norm")
+    own = {name: inspect.signature(nets.find(name)).parameters["norm"].default for name in nets.names()}
+    assert all(f"{name} ({norm})" in text for name, norm in own.items() if norm != "batch")
 
 
 def test_the_house_names_every_module():

@@ -42,7 +42,7 @@ class Recipe:
     """All settings of one run. The text beside a field gives its meaning and unit."""
 
     net: str = _setting("quick", "of those that python -m nets lists")
-    norm: str = _setting("batch", "normalisation layers", NORMS)
+    norm: str = _setting("batch", "normalisation layers; batch stands for the net's own, which are others in tiniest (channel)", NORMS)
     pipeline: str = _setting("resident", "what loads the images: resident, torchvision, dali or ffcv; the training is the same")
     data: str = _setting("", "a store or a source; else $TENFOLD_DATA, data/, or the official archive")
     size: int = _setting(0, "side that a source's pictures are cut and brought to, pixels; 0 leaves them as they are")
