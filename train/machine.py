@@ -21,8 +21,7 @@ def hardware(device: torch.device) -> dict:
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 faster than fp32.
 
-    AMX does, and so do AMD's vectors: an EPYC (Zen 4) takes 0.6 of float32's time for a step of `quick` and of `level1`, and no more for a tiny net's, whose blocks stay in
-    float32. Intel's avx512_bf16 without AMX was measured slower (1.35 times), before there were convolutions of our own for either (`nets/winograd_cpu.py`).
+    AMX does, and so do AMD's vectors: an EPYC (Zen 4) takes 0.6 of float32's time for a step of `quick` and of `level1`, and 0.65 to 0.8 for a tiny net's. Intel's avx512_bf16 without AMX was measured slower (1.35 times), before there were convolutions of our own for either (`nets/winograd_cpu.py`).
     """
     able = torch.cpu.get_capabilities()
     return bool(able.get("amx_bf16") or (able.get("avx512_bf16") and vendor() != "GenuineIntel"))
