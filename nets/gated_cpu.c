@@ -101,7 +101,7 @@ static inline void normed(float *restrict out, long out_span, float *restrict ro
    taps         [C][9]
    widen        [C][2C]: from the normed channel, with the norm's gain in it, to gates and values; bias [2C] what the norm's shift adds to them
    narrow       [C][C]: from the gated channel to the block's, with its scale in it
-   half         whether products are of bf16: then two neighbouring rows of all three are one of pairs
+   half         whether products are of bf16: then two neighbouring rows of widen, and of narrow, are one of pairs
    Returns 1 where there is no memory. */
 ALWAYS_INT forward(const float *images, int images_last, float *out, const float *taps, const float *widen, const float *bias, const float *narrow, float eps, int count,
                    int channels, int height, int width, int half) {
@@ -143,19 +143,20 @@ int block_forward(const float *images, int images_last, float *out, const float 
 
 /* gradient, out         of the block's output; of its input, which lies as the images do
    widen_back            [2C][C], narrow_back [C][C]: the same filters, from the output's channels to the input's
-   tap_sums              [C][9], wide_sums [2C][C], bias_sums [2C], narrow_sums [C][C]: gradients of taps, widen turned round, bias and narrow turned round */
+   tap_sums              [C][9], wide_sums [2C][C], bias_sums [2C], narrow_sums [C][C]: gradients of taps, widen turned round, bias and narrow turned round
+   half                  as above; rows of widen_back and narrow_back are pairs, too */
 ALWAYS_INT backward(const float *images, int images_last, const float *gradient, int gradient_last, float *out, const float *taps, const float *widen, const float *bias,
                     const float *widen_back, const float *narrow_back, float *tap_sums, float *wide_sums, float *bias_sums, float *narrow_sums, float eps, int count,
                     int channels, int height, int width, int half) {
     Shape s = shape_of(channels, height, width, count);
     long C = channels, plane = C * s.span, partial = LANES * (C * 9 + 2 * C * C + 2 * C + C * C), terms = half ? C / 2 : C;
     long kept = half ? s.pairs : s.span, span = half ? STRIP : s.span; /* of what gradients of filters are made of, and of a strip of it before it is pairs */
-    float *work = room(3 * s.plane + partial, 4 * plane + 5 * C * kept + s.full + 4 * C * STRIP + 6 * C * STRIP * half);
+    float *work = room(3 * s.plane + partial, 4 * plane + 5 * C * kept + s.full + 8 * C * STRIP);
     if (!work) return 1;
     float *taps_part = work + 3 * s.plane, *wide_part = taps_part + LANES * C * 9, *bias_part = wide_part + LANES * 2 * C * C, *narrow_part = bias_part + LANES * 2 * C,
           *look = taps_part + partial, *back = look + plane, *given = back + plane, *own = given + plane, *norm = own + plane, *gated = norm + C * kept, *wide = gated + C * kept,
           *above = wide + 2 * C * kept, *root = above + C * kept, *made = root + s.full, *through = made + 2 * C * STRIP, *pairs = through + C * STRIP,
-          *strips = pairs + C * STRIP + C * STRIP * half;
+          *strips = pairs + C * STRIP;
     int as_they_lie = are_planes(images_last, s);
     for (int first = 0; first < count; first += s.images, out += s.images * C * s.pixels) {
         int here = count - first < s.images ? count - first : s.images;
