@@ -19,11 +19,13 @@ from pipelines.transfer import sent
 
 
 class Targets(NamedTuple):
-    """What a batch is to be: labels int64[B]; where images were mixed, `partners` int64[B] with the weight `share` float32[B]."""
+    """What a batch is to be: labels int64[B]; where images were mixed, `partners` int64[B] with the weight `share` float32[B]; `whole`, the images
+    [B,C,H,W] that a teacher is to see, where the net's own are shrunk."""
 
     labels: torch.Tensor
     partners: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    whole: torch.Tensor | None = None
 
     def first(self, count: int) -> "Targets":
         """Those of the first `count` images."""

@@ -71,8 +71,8 @@ def test_rectangles_keep_the_proportions_and_the_border():
 
 
 def test_targets_are_cut_together():
-    targets = Targets(torch.arange(5), torch.arange(5) + 1, torch.ones(5)).first(2)
-    assert [len(t) for t in targets] == [2, 2, 2]
+    targets = Targets(torch.arange(5), torch.arange(5) + 1, torch.ones(5), torch.ones(5, 3, 4, 4)).first(2)
+    assert [len(t) for t in targets] == [2, 2, 2, 2]
     assert Targets(torch.arange(5)).first(2).partners is None
 
 

@@ -11,8 +11,10 @@ from conftest import make_store
 import nets
 from pipelines.errors import InputError
 from train.objective import distillation
+from train.progressive import resize
 from train.recipe import Recipe
 from train.result import lines, model
+from train.run import Kept, Run
 from train.runs import train
 from train.teacher import Ensemble, teacher
 
@@ -71,6 +73,24 @@ def test_several_seeds_teach_their_mean(store, tmp_path):
     losses = [float(line["train_loss"]) for line in lines(tmp_path / "student", "metrics.jsonl")]
     other = train(Recipe(**common, teacher=str(tmp_path / "several" / "seed-5"), out=str(tmp_path / "other")), "", quiet)
     assert learnt["taught"] and other["taught"] and losses != [float(line["train_loss"]) for line in lines(tmp_path / "other", "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.5}])
+def test_a_teacher_sees_whole_images_while_the_net_sees_small_ones(store, tmp_path, mixed):
+    """The same ones, mixed alike."""
+    train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "teacher")), "", quiet)
+    common = dict(SMALL, epochs=2, first_side=16, grown=0.5, teacher=str(tmp_path / "teacher"), data=str(store.path))
+    run = Run(Recipe(**common, **mixed), tmp_path / "student", torch.device("cpu"), "", quiet, Kept())
+    looks = {"teacher": [], "net": []}
+    for name, net in (("teacher", run.training.teacher), ("net", run.training.net)):
+        net.register_forward_pre_hook(lambda _, given, name=name: looks[name].append(given[0].clone()))
+    for epoch in range(2):
+        run.training.epoch(epoch)
+    steps = len(run.training.train)
+    assert [images.shape[-1] for images in looks["net"]] == [16] * steps + [32] * steps
+    assert {images.shape[-2:] for images in looks["teacher"]} == {(32, 32)} and len(looks["teacher"]) == 2 * steps
+    for whole, small in zip(looks["teacher"], looks["net"]):
+        torch.testing.assert_close(resize(whole, small.shape[-1]), small)
 
 
 def test_nets_of_several_folders_teach_together(store, tmp_path):

@@ -21,7 +21,7 @@ from train.command import counted
 from train.failures import explained
 from train.jobs import earlier, interrupted
 from train.loop import Training, set_rate
-from train.progressive import resize, side, sides
+from train.progressive import side, sides
 from train.recipe import Recipe
 from train.recorded import Batch
 from train.run import Kept, make_folder
@@ -90,7 +90,7 @@ def clocked(training: Training, batches: Iterator[Batch], shown: int, watch: Sto
     before = watch.seconds["train"]
     with watch.lap("train"):
         for images, targets in batches:
-            training.step(resize(images, shown), targets)
+            training.step(*training.shrunk(images, targets, shown))
     return watch.seconds["train"] - before
 
 

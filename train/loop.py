@@ -198,7 +198,7 @@ class Training:
         name, hidden = f"epoch {epoch + 1}/{self.recipe.epochs}", True if self.ranks.rank else None  # None: where there is no terminal
         with tqdm(total=len(self.train.plan.ids), initial=at.seen, desc=name, unit=" images", unit_scale=True, disable=hidden, leave=False) as bar:
             for step, (images, targets) in enumerate(self.batches(epoch, start), start):
-                images = resize(images, self.side(epoch))
+                images, targets = self.shrunk(images, targets, self.side(epoch))
                 self._set_rate(epoch + step / steps)
                 self.ranks.begin_step(self.recipe.seed, epoch, step)
                 loss, right = yield images, targets
@@ -232,6 +232,11 @@ class Training:
     def side(self, epoch: int) -> int:
         """Of the training images in an epoch, pixels."""
         return side_of(epoch, self.recipe.epochs, self.recipe.first_side, self.train.plan.height, self.recipe.grown)
+
+    def shrunk(self, images: torch.Tensor, targets: Targets, side: int) -> tuple[torch.Tensor, Targets]:
+        """What a step takes of a batch whose images are to have that side, pixels; a teacher sees them as they were, since it knows no others."""
+        shown = resize(images, side)
+        return shown, targets if self.teacher is None or shown is images else targets._replace(whole=images)
 
     @property
     def phase(self) -> Resting:
@@ -274,7 +279,7 @@ class Training:
         if self.teacher is None:
             return loss
         with torch.no_grad(), self.autocast():
-            taught = self.teacher(images)
+            taught = self.teacher(images if targets.whole is None else targets.whole)
         return torch.lerp(loss, distillation(logits.float(), taught.float(), self.recipe.temperature), self.recipe.teacher_share)
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -63,4 +63,4 @@ def sizes(training) -> Iterator[Batch]:
     for shown, which in sorted({(training.side(epoch), resting(net, recipe, epoch)) for epoch in range(recipe.epochs)}):
         rest(net, which)
         for count in {len(images), last} - {0}:
-            yield resize(images[:count], shown), targets.first(count)
+            yield training.shrunk(images[:count], targets.first(count), shown)

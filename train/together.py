@@ -174,7 +174,8 @@ class Together:
         if first.teacher is None:
             return each
         with torch.no_grad(), first.autocast():
-            taught = first.teacher(images_BGCHW.permute(1, 0, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2))
+            shown_NHWC = images_BGCHW.permute(1, 0, 3, 4, 2).flatten(0, 1)
+            taught = first.teacher(shown_NHWC.permute(0, 3, 1, 2) if every.whole is None else every.whole)
         return torch.lerp(each, distillations(logits_NK, taught.float(), first.recipe.temperature), first.recipe.teacher_share)
 
     @property
