@@ -63,7 +63,7 @@ def rows(points: dict[str, Point]) -> list[list]:
 
 
 def chart(points: dict[str, Point], path: Path) -> None:
-    """A panel a level: train (dashed) and test accuracy against the share of the training, by both recipes; nothing without matplotlib."""
+    """A panel a level: train (dashed) and test accuracy of the first seed by epoch, by both recipes, and the means of all; nothing without matplotlib."""
     levels = sorted({title.split(",")[0] for title in points})
     if plt is None:
         return
@@ -73,10 +73,9 @@ def chart(points: dict[str, Point], path: Path) -> None:
             point = points.get(f"{level}, {kind}")
             for split, style in (("train", "--"), ("test", "-")) if point else ():
                 lines = [line for line in point.history() if line[f"{split}_accuracy"] is not None]
-                reached = [100 * line[f"{split}_accuracy"] for line in lines]
-                axes.plot(
-                    [line["epoch"] for line in lines], reached, style, color=colour, lw=1.5, label=f"{kind.removeprefix('its ')}, {split} {reached[-1]:.1f}%"
-                )
+                ended = point.accuracy.mean if split == "test" else point.values["train_accuracy"]
+                label = f"{kind.removeprefix('its ')}, {split} {100 * ended:.1f}%" + (f", mean of {point.accuracy.n}" if point.accuracy.n > 1 else "")
+                axes.plot([line["epoch"] for line in lines], [100 * line[f"{split}_accuracy"] for line in lines], style, color=colour, lw=1.5, label=label)
         size = next(p.values["parameters"] for title, p in points.items() if title.startswith(f"{level},"))
         axes.set(xlabel="epoch", title=f"{level}, {size:,} parameters")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -146,9 +145,8 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, dict, Recipe]:
     if any(not word.startswith("-") for word in rest[:1]):
         raise InputError(f"{rest[0]}: both recipes are known: name the modern one with --modern")
     leave_out(rest, "name the trainings with --levels and --changes", "net", "sweep")
-    _, plain = parse([], named())
     _, asked_for = parse(rest, named())
-    settings = {key: value for key, value in vars(asked_for).items() if value != getattr(plain, key) or sets(rest, key)}
+    settings = {key: value for key, value in vars(asked_for).items() if sets(rest, key)}
     return asked, settings, named()[asked.modern]()
 
 

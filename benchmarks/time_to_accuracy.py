@@ -97,6 +97,7 @@ def train_seeds(recipe: Recipe, seeds: range, name: str, store: Store, out: Path
     Raises `InputError` where that was with other settings, on other images or on another device.
     """
     device, outcomes = device_of(recipe), []
+    ours = {"data": {"sha256": store.sha256}, "hardware": hardware(device)}
     for seed in seeds:
         one, place = replace(recipe, seed=seed, runs=1), out / f"seed-{seed}"
         outcome = earlier(one, place)
@@ -104,12 +105,17 @@ def train_seeds(recipe: Recipe, seeds: range, name: str, store: Store, out: Path
             interrupted(one, place)  # of other settings it is refused, as `earlier` does with a finished run
             (place / "checkpoint.pt").unlink(missing_ok=True)  # an interrupted seed begins again: its clock would have a gap
             outcome = {**attempt([(one, place)], device, name, say, kept)[0], "trained_now": True}
-        elif "diverged" not in outcome and (outcome["data"]["sha256"], outcome["hardware"]["device"]) != (store.sha256, hardware(device)["device"]):
+        elif elsewhere(ours | outcome, ours):  # of a seed that diverged less is known
             raise InputError(f"{place}: trained on other images or another device: remove it, or name another folder with --out")
         else:
             say(f"{place}: finished earlier, kept")
         outcomes.append(outcome)
     return outcomes
+
+
+def elsewhere(outcome: dict, ours: dict) -> bool:
+    """Whether a seed was trained on other images than ours, or on another device."""
+    return outcome["data"]["sha256"] != ours["data"]["sha256"] or outcome["hardware"]["device"] != ours["hardware"]["device"]
 
 
 def our_row(name: str, outcomes: list[dict], seconds: float, flop: float) -> dict:

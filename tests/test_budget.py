@@ -13,10 +13,13 @@ from test_surroundings import at_call
 from benchmarks.points import Point
 from pipelines.errors import InputError
 from train import budget, runs
+from train.assembly import assemble
 from train.loop import Training
 from train.progressive import side, sides
 from train.recipe import Recipe
+from train.rehearsal import sizes
 from train.result import model
+from train.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = dict(net="quick", batch_size=16, lr=0.01, device="cpu", precision="fp32", first_side=16, grown=0.67)
@@ -75,6 +78,25 @@ def test_steps_are_timed_at_every_side(store, tmp_path, capsys):
     assert list(found["seconds_of_a_step"]) == ["16", "20", "24", "28", "32"] and all(s > 0 for s in found["seconds_of_a_step"].values())
     assert asked.epochs == found["epochs"] > 1 and asked.minutes == 0 and asked.runs == 2
     assert f"0.5 minutes hold {asked.epochs} epochs here" in capsys.readouterr().out
+
+
+def test_steps_are_timed_as_they_were_rehearsed(store, monkeypatch):
+    """By steps that are made once, those of another phase would be made on the clock; of phases of one side that with the least at rest."""
+    recipe = Recipe(**{**SMALL, "net": "speednet", "batch_size": 11}, epochs=budget.MANY, settle=0.1, freeze=0.7, data=str(store.path))
+    training, seen = assemble(recipe, store, torch.device("cpu"), Stopwatch(torch.device("cpu"))), []
+    training.built = True
+
+    def step(images, targets):
+        seen.append((images.shape[-1], training.phase))
+
+    monkeypatch.setattr(training, "prepare", lambda: None)
+    monkeypatch.setattr(training, "warm_up", lambda: [seen.append((images.shape[-1], training.phase)) for images, _ in sizes(training)])
+    monkeypatch.setattr(training, "step", step)
+    monkeypatch.setattr(budget, "enough", lambda seconds: 1)
+    budget.timed(training)
+    rehearsed, timed = seen[: -5 * (budget.WARM + 1)], seen[-5 * (budget.WARM + 1) :]
+    assert (32, (True, True)) in rehearsed and set(timed) <= set(rehearsed) and {side for side, _ in timed} == {16, 20, 24, 28, 32}
+    assert dict(timed)[16] == (False, False) and dict(timed)[32] == (True, False)
 
 
 def test_what_was_found_is_kept_for_the_same_settings_only(store, tmp_path, monkeypatch):

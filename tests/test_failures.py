@@ -105,3 +105,18 @@ def test_what_is_no_such_failure_stays_what_it_is(store, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="shapes do not match"):
         train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", quiet)
     assert jobs.interrupted(Recipe(**SMALL), tmp_path) is None
+
+
+# Batches
+
+
+def test_a_last_batch_that_a_net_cannot_train_by_is_refused_before_the_first(store, tmp_path):
+    """Of one image `speednet` has a single value of each channel at 16 pixels, of which there are no statistics; at 32 pixels, and of two images, there are."""
+    settings = dict(net="speednet", epochs=1, lr=0.01, device="cpu", precision="fp32", report=False, data=str(store.path))
+    with pytest.raises(
+        InputError, match="speednet cannot train by a batch of one image, as the last one is .*: give another --batch-size than 12, or another --limit"
+    ):
+        train(Recipe(**settings, batch_size=12, first_side=16, out=str(tmp_path / "one")), "", quiet)
+    assert not (tmp_path / "one").exists()
+    for name, fits in (("whole", dict(batch_size=12)), ("two", dict(batch_size=35, first_side=16)), ("other", dict(batch_size=12, first_side=16, net="quick"))):
+        assert train(Recipe(**{**settings, **fits}, out=str(tmp_path / name)), "", quiet)["epochs"] == 1

@@ -105,6 +105,13 @@ def test_ladder_sets_the_recipes_side_by_side(store, tmp_path, trained):
     assert len(trained) == 8
 
 
+def test_ladder_takes_the_settings_that_are_given_and_no_others(monkeypatch):
+    """Without a recipe's name a command line means one of the GPU's or one of the processor's."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    _, settings, _ = ladder.options(["--out", "x", "--device", "cpu", "--epochs=3", "--no-report"])
+    assert settings == {"device": "cpu", "epochs": 3, "report": False}
+
+
 def test_ladder_tells_what_the_figures_say():
     @dataclass
     class Said(Dot):

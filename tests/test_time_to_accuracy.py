@@ -231,6 +231,9 @@ def test_a_diverged_seed_is_counted_and_named_and_in_no_mean(store, tmp_path, mo
     monkeypatch.setattr(train_jobs, "train_once", lambda one, *rest: (_ for _ in ()).throw(Diverged(one.seed, 1, 1, math.inf)))
     time_to_accuracy.main(["default", "--runs", "1", "--seed", "7", "--out", str(tmp_path / "lost"), "--data", str(store.path), *FLAGS])
     assert "all diverged" in capsys.readouterr().out
+    other = make_store(tmp_path / "other.safetensors", train=38)
+    with pytest.raises(InputError, match="seed-7: trained on other images"):  # where none has finished, either
+        time_to_accuracy.main(["default", "--runs", "1", "--seed", "7", "--out", str(tmp_path / "lost"), "--data", str(other.path), *FLAGS])
 
 
 def test_an_interrupted_training_of_other_settings_is_not_removed(store, run_folder, tmp_path):

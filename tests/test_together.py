@@ -93,7 +93,10 @@ def test_each_is_as_it_is_alone(store, tmp_path, settings, several, batched):
 def test_a_teacher_looks_once_for_all_that_it_teaches(store, tmp_path, monkeypatch):
     """As one program its logits are of all batches at once, in the order of their nets, whose images may be smaller; one of other settings has a look of its own."""
     train(Recipe(**{**SMALL, "lr": 0.05}, data=str(store.path), out=str(tmp_path / "teacher")), "", quiet)
-    settings, several = dict(teacher=str(tmp_path / "teacher"), teacher_share=0.9, temperature=4.0, translate=0, first_side=16, grown=0.5), [{"seed": s} for s in range(2)]
+    settings, several = (
+        dict(teacher=str(tmp_path / "teacher"), teacher_share=0.9, temperature=4.0, translate=0, first_side=16, grown=0.5),
+        [{"seed": s} for s in range(2)],
+    )
     looks, load = [], assembly.teacher
 
     def watched(folder, store):

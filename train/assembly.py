@@ -1,5 +1,7 @@
 """A recipe and a store become a training: net, pipelines, optimiser."""
 
+from copy import deepcopy
+
 import torch
 from torch import nn
 
@@ -59,10 +61,23 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
     net = nets.load(recipe.net, len(store.classes), **options)
     check_fit(net, recipe, store)
+    if recipe.batch_size == 1 or len(loader.plan.ids) % recipe.batch_size == 1:
+        check_alone(net, recipe, store)
     net = synced(net, ranks)
     if earlier is not None:
         return earlier.restart(recipe, net, loader, test, watch)
     return Training(recipe, net, loader, test, device, watch, teacher(recipe.teacher, store) if recipe.teacher else None, ranks=ranks)
+
+
+def check_alone(net: nn.Module, recipe: Recipe, store: Store) -> None:
+    """Raise `InputError` unless the net can train by a batch of one image, at the smallest size that training shows: a norm may find a single value there."""
+    height = side(0, recipe.epochs, recipe.first_side, store.height, recipe.grown)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            deepcopy(net).train()(torch.zeros(1, store.channels, height, round(store.width * height / store.height)))
+    except ValueError as error:
+        remedy = f"give another --batch-size than {recipe.batch_size}, or another --limit"
+        raise InputError(f"net {recipe.net} cannot train by a batch of one image, as the last one is ({reason(error)}): {remedy}") from None
 
 
 def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:

@@ -24,6 +24,8 @@ from train.loop import Training, set_rate
 from train.progressive import side, sides
 from train.recipe import Recipe
 from train.recorded import Batch
+from train.rehearsal import phases
+from train.resting import at_rest, rest
 from train.run import Kept, make_folder
 from train.stopwatch import Stopwatch
 
@@ -67,7 +69,9 @@ def timed(training: Training) -> dict[int, float]:
     for group in training.optimiser.param_groups:
         set_rate(group, 0.0)
     recipe, watch, batches, found = training.recipe, training.watch, endless(training), {}
+    trains = dict(reversed(phases(training)))  # at each side, where the most of the net does
     for shown in sides(recipe.first_side, training.train.plan.height, recipe.grown):
+        rest(training.net, trains.get(shown, at_rest(training.net)))
         warm = clocked(training, islice(batches, WARM), shown, watch)
         number = training.ranks.same(partial(enough, warm / WARM))
         found[shown] = clocked(training, islice(batches, number), shown, watch) / number

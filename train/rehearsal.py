@@ -9,7 +9,7 @@ from train.compiled import restore
 from train.objective import cross_entropy
 from train.progressive import resize
 from train.recorded import FIRST, Batch
-from train.resting import rest, resting
+from train.resting import Resting, rest, resting
 
 
 def rehearse(trainings: list, step: Callable[[list[Batch]], object]) -> None:
@@ -55,12 +55,16 @@ def try_test(training) -> None:
     net.train()
 
 
+def phases(training) -> list[tuple[int, Resting]]:
+    """(side of the images, pixels; what rests meanwhile) of all epochs, each once, in the order of sides and, at each, of what rests."""
+    return sorted({(training.side(epoch), resting(training.net, training.recipe, epoch)) for epoch in range(training.recipe.epochs)})
+
+
 def sizes(training) -> Iterator[Batch]:
     """A batch of every size of image and of batch that is to come; the net trains what it will train with them."""
     images, targets = next(training.batches(0))
     last = len(training.train.plan.ids) % len(images)
-    recipe, net = training.recipe, training.net
-    for shown, which in sorted({(training.side(epoch), resting(net, recipe, epoch)) for epoch in range(recipe.epochs)}):
-        rest(net, which)
+    for shown, which in phases(training):
+        rest(training.net, which)
         for count in {len(images), last} - {0}:
             yield training.shrunk(images[:count], targets.first(count), shown)
