@@ -23,6 +23,7 @@ from train.assembly import known  # noqa: E402
 from train.device import device_of  # noqa: E402
 from train.evaluate import evaluate  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
+from train.split import split  # noqa: E402
 
 HEADER = ["pipeline", "set-up s", "first epoch s", "loader images/s", "training images/s", "epoch s", "of ceiling", "test accuracy"]
 
@@ -159,7 +160,9 @@ def main(given: list[str] | None = None) -> None:
     device, store = device_of(recipe), data.locate(recipe.data, recipe.size)
     about = facts(store, device, {**asked, "passes": passes})
     print(table(HEADER, lines(results)))
-    title = f"{recipe.net} on {about['data']['name']}, batch {recipe.batch_size}, {about['hardware']['device']}"
+    _, ids = split(recipe, store.labels("train"))
+    images = len(store.labels("train") if ids is None else ids)
+    title = f"{recipe.net}, {images:,} images of {about['data']['name']}, batch {recipe.batch_size}, {about['hardware']['device']}"
     print(f"\n{title}; median (least to largest) of {recipe.epochs - 1} epochs and {passes} passes, commit {about['commit']}")
     if files["json"]:
         write_json(files["json"], {**about, "rows": results})

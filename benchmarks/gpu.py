@@ -149,4 +149,7 @@ def gpu(given: list[str], begin: float) -> None:
 
 
 if __name__ == "__main__":  # the first step
+    if len(sys.argv) != 4:
+        print("error: the command is python -m benchmarks gpu: this file by itself is its first step", file=sys.stderr)
+        sys.exit(2)
     machine(*sys.argv[1:])

@@ -110,7 +110,8 @@ def main(given: list[str] | None = None) -> None:
         print(f"{size} together: set up in {rows[-1].setup:.1f} s", file=sys.stderr, flush=True)
     first = rows[0].group.trainings[0]
     if asked.steps > (most := len(first.train) - 4):  # a last batch may be smaller
-        raise InputError(f"--steps {asked.steps}: an epoch has {len(first.train)} steps of {recipe.batch_size}: give at most {most}")
+        remedy = f"give at most {most}" if most > 0 else "give more images or a smaller --batch-size"
+        raise InputError(f"--steps {asked.steps}: an epoch has {len(first.train)} steps of {recipe.batch_size}: {remedy}")
     for number in range(asked.passes):
         for row in rows if number % 2 else reversed(rows):
             row.time(number, asked.steps)

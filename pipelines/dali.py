@@ -17,6 +17,7 @@ from pipelines.plan import Plan, Policy
 from pipelines.reference import mean_pixel, scaling
 from pipelines.store import AGAIN, Store, read
 from pipelines.threads import cores
+from pipelines.transfer import wanted
 from pipelines.turns import Turns
 
 try:
@@ -155,17 +156,11 @@ class Dali(Turns):
 
 def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1)):
     """Open DALI's pipeline; arguments as in `pipelines.open`, whose batches it makes on the CPU or on one GPU."""
-    store = read(store)
+    store, device = read(store), wanted("dali", device, dtype)
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
-    device = torch.device(device)
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise InputError(f"pipeline dali: dtype {dtype}: choose float32, float16 or bfloat16")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"pipeline dali: device {device}: DALI works on cpu or cuda")
     if device.type == "cpu":
         return Dali(store, split, plan, torch.device("cpu"), dtype)
-    count = torch.cuda.device_count()
-    if not torch.cuda.is_available() or (device.index or 0) >= count:
-        raise InputError(f"pipeline dali: device {device}: torch sees {count} CUDA devices here: choose cpu or one of them")
     index = torch.cuda.current_device() if device.index is None else device.index
     return Dali(store, split, plan, torch.device("cuda", index), dtype)

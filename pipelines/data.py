@@ -44,6 +44,8 @@ def _store(data: str, size: int) -> Store:
         if size and (store.height, store.width) != (size, size):
             raise InputError(f"{store.path}: its images have {store.width}x{store.height} pixels: convert their source again with --size {size}")
         return store
+    if stores and isdir(path):
+        raise InputError(f"{data}: {len(stores)} stores in it ({', '.join(p.name for p in stores)}): name one with --data")
     kept = cache_folder() / f"{path.resolve().name.split('.')[0]}-{_fingerprint(path, size)}.safetensors"
     if not exists(kept):
         source = find(data, cache_folder())

@@ -23,9 +23,10 @@ import torch
 from pipelines.errors import InputError, NotInstalled
 from pipelines.files import make_folder, replacing
 from pipelines.kernels_cpu import Pass
-from pipelines.plan import Plan
+from pipelines.plan import Plan, check_start
 from pipelines.store import AGAIN, Store, cache_folder, read
 from pipelines.threads import threads_kept
+from pipelines.transfer import wanted
 from pipelines.turns import Turns
 
 try:
@@ -46,7 +47,6 @@ except ImportError:
     raise NotInstalled("pipeline ffcv needs FFCV: run make ffcv (it tells what else it needs)") from None
 
 PAGE = 1 << 23  # bytes, FFCV's default; an image lies inside one page
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 AHEAD = 3  # batches prepared in advance, FFCV's default
 _compiled: dict = {}  # what FFCV has compiled in this process, see `compiled_once`
 
@@ -220,6 +220,7 @@ class Ffcv(Turns):
         return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0):
+        check_start(start)
         order = self.loader.traversal_order
         order.epoch, order.start, self.augment.epoch = epoch, start, epoch
         batches = Batches(self.loader, order.sample_order(epoch))
@@ -234,17 +235,14 @@ class Ffcv(Turns):
 
 def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1)):
     """Open FFCV; arguments as in `pipelines.open`."""
-    store = read(store)
+    store, device = read(store), wanted("ffcv", device, dtype)
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
-    device = torch.device(device)
     if store.channels != 3 or store.height * store.width * 3 > PAGE:
         size = f"{store.height}x{store.width}x{store.channels}"
         raise InputError(f"{store.path}: FFCV takes images of 3 channels and {PAGE:,} bytes at most, not {size}: choose another pipeline")
-    if dtype not in DTYPES:
-        raise InputError(f"pipeline ffcv: dtype {dtype}: choose float32, float16 or bfloat16")
     current = torch.cuda.current_device() if torch.cuda.is_available() else None
-    if device.type != "cpu" and (device.type != "cuda" or current is None or device.index not in (None, current)):
-        found = "there is none here" if current is None else f"that is cuda:{current}"
-        raise InputError(f"pipeline ffcv: device {device}: FFCV works on cpu or the current CUDA device ({found})")
+    if device.type != "cpu" and (device.type != "cuda" or device.index not in (None, current)):
+        found = "" if current is None else f", cuda:{current}"
+        raise InputError(f"pipeline ffcv: device {device}: FFCV works on cpu or the current CUDA device{found}: choose one of them")
     augment = Augment(Pass(store, plan, dtype), dtype, pinned=device.type == "cuda")
     return Ffcv(beton(store, split), plan, augment, device)

@@ -46,9 +46,12 @@ def image_folder(path: Path) -> Source:
         return tiny_imagenet(path)
     found = {}
     for split, aliases in SPLITS.items():
-        place = next((p for a in aliases for p in (path / a, *(path / (a + s) for s in TARS)) if exists(p)), None)
+        places = (p for a in aliases for p in (path / a, *(path / (a + s) for s in TARS)))
+        place = next((p for p in places if (holds_classes(p) if isdir(p) else exists(p))), None)  # a class may be called train
         if place is not None:
             found[split] = in_folder(place) if isdir(place) else in_tar(place, tars.index(place))
+    if set(found) == {"train"}:
+        alone(path, found["train"].where, [f.name for f in entries(path) if holds_images(f) and f.name not in SPLITS["test"]])
     return arranged(path, path.resolve().name, found or {"": in_folder(path)})
 
 
@@ -60,7 +63,32 @@ def image_tar(path: Path, members: dict[str, tars.tarfile.TarInfo]) -> Source:
         alias = next((a for a in aliases if a in there), None)
         if alias is not None:
             found[split] = in_tar(path, {n: m for n, m in members.items() if tars.parts(n)[around : around + 1] == [alias]})
+    if set(found) == {"train"}:
+        folders = {names[around] for names in map(tars.parts, members) if len(names) > around + 1 and is_image(names)}
+        alone(path, path / "train", sorted(folders - set(SPLITS["test"])))
     return arranged(path, path.name.split(".")[0], found or {"": in_tar(path, members)})
+
+
+def alone(path: Path, train: Path, folders: list[str]) -> None:
+    """Raise `InputError` where folders of images lie beside those of train, without a split for tests: they would be left out without a word."""
+    others = sorted(name for name in folders if name not in (train.name, "train"))
+    if splits := [name for name in others if name.lower() in NEARLY]:
+        raise InputError(f"{path}: a split by another name, {', '.join(splits)}, beside {train.name}: rename it to test")
+    if others:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise InputError(f"{path}: {train.name} has class folders, and images lie beside it, too ({shown}): {LAYOUT}")
+
+
+def holds_classes(place: Path) -> bool:
+    """Whether it is a folder with folders of images, however deep, in it."""
+    return isdir(place) and any(holds_images(f) for f in entries(place))
+
+
+def holds_images(place: Path) -> bool:
+    """Whether it is a folder that is not hidden, with images in it, however deep."""
+    if not isdir(place) or place.name.startswith("."):
+        return False
+    return any(is_image([*Path(inside).relative_to(place).parts, name]) for inside, _, files in os.walk(place) for name in files)
 
 
 def above_classes(members: Iterable[str]) -> tuple[int, set[str]]:

@@ -175,6 +175,12 @@ def part_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
     return min(2 * first, count), min(2 * (first + whole + (rank < more)), count)
 
 
+def check_start(step: int) -> None:
+    """Raise `InputError` unless an epoch can begin at that step."""
+    if step < 0:
+        raise InputError(f"start {step}: give a step from 0 on")
+
+
 @dataclass(frozen=True)
 class Plan:
     """The schedule of one pipeline: which samples make each batch, and what happens to them.
@@ -250,8 +256,9 @@ class Plan:
         return ids if self.share == (0, 1) else ids[self.places]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield the ids (int64[B], fewer in a last batch that is kept) of each step from `start` on."""
+        """Yield the ids (int64[B], fewer in a last batch that is kept) of each step from `start` on. Raises `InputError` for one before the first."""
         ids = self.order(epoch)
+        check_start(start)
         for step in range(start, self.steps):
             yield ids[step * self.part : (step + 1) * self.part]
 

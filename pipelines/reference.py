@@ -10,6 +10,7 @@ import torch
 
 from pipelines.plan import Plan, Policy
 from pipelines.store import Store, read
+from pipelines.transfer import wanted
 from pipelines.turns import Turns
 
 PAD_MODES = {"zero": "constant", "mean": "constant", "reflect": "reflect"}
@@ -91,6 +92,6 @@ class Reference(Turns):
 
 def open(store, split="train", *, batch_size=512, policy=None, seed=0, device="cpu", dtype=torch.float32, ids=None, drop_last=False, share=(0, 1)):
     """Open the reference; arguments as in `pipelines.open`."""
-    store = read(store)
+    store, device = read(store), wanted("reference", device, dtype)
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
-    return Reference(store, split, plan, torch.device(device), dtype)
+    return Reference(store, split, plan, device, dtype)

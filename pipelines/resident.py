@@ -20,13 +20,11 @@ from tqdm import tqdm
 
 from pipelines import Pipeline
 from pipelines.buffers import Buffers
-from pipelines.errors import InputError
 from pipelines.kernels_cpu import Pass
 from pipelines.plan import Plan, Policy
 from pipelines.store import Store, read
+from pipelines.transfer import wanted
 from pipelines.turns import Turns
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Resident(Turns):
@@ -78,10 +76,8 @@ def open(
     Batches are images [B,C,H,W] of `dtype`, channels_last, (value - mean) / std of the train split, and labels int64[B].
     Raises `InputError`, in one line, for a file that is no store and for settings that cannot be.
     """
-    store, device = read(store), torch.device(device)
+    store, device = read(store), wanted("resident", device, dtype)
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
-    if dtype not in DTYPES:
-        raise InputError(f"pipeline resident: dtype {dtype}: choose float32, float16 or bfloat16")
     if device.type == "cuda" and find_spec("triton"):
         from pipelines.resident_gpu import ResidentGPU  # here, because importing Triton takes a second, and not every machine has it
 

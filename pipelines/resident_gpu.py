@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipelines import kernels_gpu
 from pipelines.placement import PLACES, Chunk, OnDevice, Staged, places, settle
-from pipelines.plan import Plan
+from pipelines.plan import Plan, check_start
 from pipelines.store import Store
 from pipelines.turns import Turns
 
@@ -63,6 +63,7 @@ class ResidentGPU(Turns):
         return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        check_start(start)
         step = start
         while step < self.plan.steps:
             try:

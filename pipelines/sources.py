@@ -41,6 +41,10 @@ def find(name: str | Path, cache: Path | None = None) -> Source:
         raise InputError(f"{path}: neither a file nor a folder: give a store, an archive or an image folder")
     if zipfile.is_zipfile(path):
         raise InputError(f"{path}: a zip archive: unpack it, and name the folder")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: a store, not what one is made of: name its source")
+    if path.suffix.lower() in folders.SUFFIXES:
+        raise InputError(f"{path}: one picture: name the folder around its class folders")
     members = tars.index(path)
     return archive(path) if official.kind(members) else folders.image_tar(path, members)
 

@@ -14,6 +14,7 @@ from pipelines.plan import Plan
 from pipelines.reference import mean_pixel, scaling
 from pipelines.store import Store, read
 from pipelines.threads import cores
+from pipelines.transfer import wanted
 from pipelines.turns import Turns
 
 
@@ -95,7 +96,7 @@ def open(
 
     workers  worker processes; one a core that this process may use, shared by all processes that train together, at most 16, without it
     """
-    store = read(store)
+    store, device = read(store), wanted("torchvision", device, dtype)
     plan = Plan.of(store, split, policy, seed, batch_size, ids, drop_last, share)
     workers = max(min(cores() // share[1], 16), 1) if workers is None else workers
-    return Torchvision(store, split, plan, torch.device(device), dtype, workers)
+    return Torchvision(store, split, plan, device, dtype, workers)

@@ -1,7 +1,25 @@
-"""Small arrays on their way to a device, without the host waiting for it."""
+"""Where batches are wanted, and small arrays on their way there, without the host waiting for it."""
 
 import numpy as np
 import torch
+
+from pipelines.errors import InputError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def wanted(name: str, device: str | torch.device, dtype: torch.dtype) -> torch.device:
+    """The device on which a pipeline of that name is to give batches of `dtype`. Raises `InputError` where torch has no such device here, or for another dtype."""
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"pipeline {name}: device {device}: torch knows none of that name: choose cpu or cuda") from None
+    if dtype not in DTYPES:
+        raise InputError(f"pipeline {name}: dtype {dtype}: choose float32, float16 or bfloat16")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"pipeline {name}: device {device}: torch sees {count} CUDA devices here: choose cpu or one of them")
+    return device
 
 
 def sent(array: np.ndarray, device: torch.device, pinned: bool = True) -> torch.Tensor:

@@ -174,6 +174,16 @@ def test_what_cannot_be_is_refused_in_one_line(store):
         pipelines.open("tensorflow", store)
 
 
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_pipeline_refuses_what_none_can_do(name, store, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for options, words in ((dict(dtype=torch.int32), "float32"), (dict(device="cuda"), "choose cpu"), (dict(device="gpu"), "torch knows none")):
+        with pytest.raises(InputError, match=f"pipeline {name}: .*{words}"):
+            opened(name, store, **options)
+    with pytest.raises(InputError, match="start -1: give a step from 0 on"):
+        next(iter(opened(name, store, batch_size=16).epoch(0, start=-1)))
+
+
 def test_workers_are_as_many_as_the_process_may_use_cores(store, monkeypatch):
     """Not as many as the machine has: a container or a batch system lends some of them."""
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)

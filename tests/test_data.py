@@ -40,6 +40,13 @@ def test_a_folder_with_one_store_means_that_store(cache, tmp_path):
     assert data.locate().path.resolve() == made.path.resolve()
 
 
+def test_a_folder_with_several_stores_is_not_taken_for_pictures(cache, tmp_path):
+    for name in ("a", "b"):
+        make_store(tmp_path / f"{name}.safetensors")
+    with pytest.raises(InputError, match=r"2 stores in it \(a.safetensors, b.safetensors\): name one with --data"):
+        data.locate(str(tmp_path))
+
+
 def test_a_source_is_converted_once_and_again_when_it_changes(cache, tmp_path, monkeypatch):
     folder = pictures(tmp_path / "own")
     first = data.locate(str(folder))

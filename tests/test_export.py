@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import nets
 from pipelines.errors import InputError, NotInstalled
@@ -33,6 +34,8 @@ def test_safetensors_are_a_run_folders_model(run_folder, tmp_path, capsys):
     made, whole = result.model(tmp_path), result.model(run_folder)
     assert torch.equal(made.logits(images(5)), whole.logits(images(5))) and replace(made, net=whole.net) == whole
     assert "model.safetensors" in capsys.readouterr().out
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata()["tested_on"] == "test"
 
 
 @pytest.mark.parametrize("kind", export.INPUTS)

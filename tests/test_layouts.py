@@ -165,6 +165,30 @@ def test_class_folders_without_a_split_are_split_the_same_way_each_time(tmp_path
     assert [count for count, _ in find(lone.parent).splits.values()] == [8, 2]
 
 
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    """As in CIFAR-100, which has trains."""
+    pets = write_folder(tmp_path / "pets", images(("bus", "train", "test"), each=5))
+    assert find(pets).classes == find(write_tar(tmp_path / "pets.tar", images(("bus", "train", "test"), each=5))).classes == ("bus", "test", "train")
+
+
+def test_test_images_without_classes_are_no_split(tmp_path):
+    files = {f"train/{name}": data for name, data in images().items()} | {"test/0.png": encoded(picture())}
+    lone = find(
+        write_folder(tmp_path / "lone", {name: data for name, data in files.items() if not name.endswith("2.png")} | {"train/ant/x.png": encoded(picture(5))})
+    )
+    assert "one in 5" in lone.note
+    files |= {f"val/{name}": data for name, data in images(first=50).items()}
+    for source in (write_folder(tmp_path / "d", files), write_tar(tmp_path / "d.tar", files)):
+        assert {split: count for split, (count, _) in find(source).splits.items()} == {"train": 6, "test": 6}
+
+
+def test_images_beside_those_of_train_are_not_left_out_without_a_word(tmp_path, refused):  # noqa: F811
+    inside, beside = ({f"{folder}/{name}": data for folder in folders for name, data in images().items()} for folders in (["train"], ["Test"]))
+    for name, files, said in (("nearly", inside | beside, "Test, beside train"), ("more", inside | images(("car", "bus")), "(bus, car)")):
+        for source in (write_folder(tmp_path / name, files), write_tar(tmp_path / f"{name}.tar", files)):
+            refused(source, source, said)
+
+
 def test_too_few_to_split_are_refused(tmp_path, refused):  # noqa: F811
     write_folder(tmp_path / "a", images(each=1))
     refused(tmp_path / "a", "one image")
@@ -249,7 +273,10 @@ def test_every_layout_trains_with_the_same_command(kind, tmp_path, capsys, monke
     model = result.model(tmp_path / "out")
     assert (model.height, model.width, len(model.classes)) == (size, size, classes)
     said = capsys.readouterr().out
-    assert "steps in all are few" in said and {"cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet", "pictures": "held out"}[kind] in said
+    assert (
+        " few: for so few images give more --epochs" in said
+        and {"cifar100": "CIFAR-100", "svhn": "SVHN", "tiny-imagenet": "Tiny-ImageNet", "pictures": "held out"}[kind] in said
+    )
     (tmp_path / "a.png").write_bytes(encoded(picture(side=40)))
     predict.main([str(tmp_path / "out"), str(tmp_path / "a.png")])
     answer = capsys.readouterr().out

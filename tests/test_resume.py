@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import nets
 import pipelines
 from pipelines.errors import InputError, NotInstalled
-from train import checkpoint, report, resume, saving
+from train import checkpoint, report, result, resume, saving
 from train.flags import named, parse
 from train.loop import Training
 from train.recipe import Recipe
@@ -62,7 +62,7 @@ def interrupt_after(monkeypatch, steps: int) -> None:
 
 def without_times(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second", "pipeline")} for line in lines]
 
 
 SETTINGS = {
@@ -169,6 +169,9 @@ def test_another_pipeline_goes_on(store, tmp_path, monkeypatch):
             train(Recipe(**{**asdict(recipe), "out": str(tmp_path / "cut")}), "", quiet)
     resume.main(["--resume", str(tmp_path / "cut"), "--pipeline", "torchvision"])
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+    made, lines = result.summary(tmp_path / "cut"), result.lines(tmp_path / "cut", "metrics.jsonl")
+    assert made["pipeline"] == "resident, torchvision" and made["recipe"]["pipeline"] == "torchvision"  # whose speed it is
+    assert [line["pipeline"] for line in lines] == ["resident", *["torchvision"] * (len(lines) - 1)]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(store, tmp_path):
@@ -234,10 +237,19 @@ def test_equal_models_are_equal_files(store, tmp_path):
     assert len({(tmp_path / str(i) / "model.safetensors").read_bytes() for i in range(len(made))}) == 1
 
 
-def test_a_finished_run_is_finished_again(store, tmp_path):
+def test_a_finished_run_is_kept_as_it_is(store, tmp_path):
+    """By another pipeline, too, whose name would stand beside a speed that it never had."""
+    train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", quiet)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    resume.main(["--resume", str(tmp_path), "--pipeline", "torchvision"])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+def test_a_run_that_ended_before_its_summary_is_finished_again(store, tmp_path):
     recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path))
     first = train(recipe, "", quiet)
     model = bits(tmp_path)
+    (tmp_path / "summary.json").unlink()
     again = train(recipe, "", quiet, state=read(tmp_path))
     assert bits(tmp_path) == model and again["test_accuracy"] == first["test_accuracy"]
 

@@ -158,3 +158,32 @@ def test_a_training_of_other_settings_is_let_go_of_before_the_next_is_made(store
     finally:
         gc.enable()
     assert alive == [0, 0, 0]  # one for the two seeds of each value
+
+
+def test_the_folder_of_an_interrupted_sweep_takes_no_other_command(store, tmp_path, monkeypatch):
+    """Before its first training is saved, too; and its own goes on."""
+    settings = {**SMALL, "runs": 1, "data": str(store.path), "out": str(tmp_path / "s"), "report": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "train_once", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(Recipe(**settings, sweep="lr=0.01,0.02"), "", quiet)
+    for other, said in (dict(sweep="momentum=0.5"), "a sweep of lr"), (dict(), "a sweep"), (dict(runs=2), "a sweep"):
+        with pytest.raises(InputError, match=f"holds {said}: name another folder with --out"):
+            runs.train(Recipe(**{**settings, **other}), "", quiet)
+    made = runs.train(Recipe(**settings, sweep="lr=0.01,0.02"), "", quiet)
+    assert [end["lr"] for end in made["values"]] == [0.01, 0.02]
+    kept = (tmp_path / "s" / "sweep.json").read_bytes()
+    with pytest.raises(InputError, match="another epochs"):
+        runs.train(Recipe(**{**settings, "epochs": 2}, sweep="lr=0.01"), "", quiet)
+    assert (tmp_path / "s" / "sweep.json").read_bytes() == kept
+    with pytest.raises(InputError, match="no such file"):
+        runs.train(Recipe(**{**settings, "data": "nowhere", "out": str(tmp_path / "n")}, sweep="lr=0.01"), "", quiet)
+
+
+def test_what_several_reached_says_of_which_images(store, tmp_path):
+    said, settings = [], {**SMALL, "runs": 2, "held_out": 10, "data": str(store.path), "report": False}
+    runs.train(Recipe(**settings, out=str(tmp_path / "runs")), "", said.append)
+    assert "(10 images held out of train) on random" in said[-1] and said[-1].startswith("2 runs: test accuracy")
+    made = runs.train(Recipe(**settings, sweep="lr=0.01,0.02", out=str(tmp_path / "swept")), "", said.append)
+    assert said[-1].startswith("test accuracy (10 images held out of train) on random\n")
+    assert (made["tested_on"], made["data"]["name"]) == ("10 images held out of train", "random")

@@ -133,6 +133,13 @@ def test_places_that_hold_no_images(tmp_path, refused):
     refused("/dev/null", "/dev/null")
 
 
+def test_what_is_no_archive_is_not_called_a_damaged_one(tmp_path, refused):
+    (tmp_path / "a.safetensors").write_bytes(b"x" * 600)
+    refused(tmp_path / "a.safetensors", "a store, not what one is made of")
+    (tmp_path / "a.PNG").write_bytes(encoded(picture()))
+    refused(tmp_path / "a.PNG", "one picture: name the folder around")
+
+
 @pytest.mark.parametrize("splits", [("Training", "Testing"), ("TRAIN", "Val")])
 def test_splits_by_other_names_are_no_classes(splits, tmp_path, refused):
     files = {f"{split}/{name}": data for split in splits for name, data in images().items()}

@@ -60,7 +60,8 @@ def note(model: Model, run: str) -> dict:
         summary = result.summary(run)
     except InputError:  # the model is enough
         return {"net": model.name, **values}
-    return {"net": model.name, **values, "data": summary["data"]["name"], "test_accuracy": summary["test_accuracy"]}
+    tested_on = summary.get("tested_on", "test")
+    return {"net": model.name, **values, "data": summary["data"]["name"], "test_accuracy": summary["test_accuracy"], "tested_on": tested_on}
 
 
 def strings(values: dict) -> dict[str, str]:

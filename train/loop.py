@@ -161,6 +161,7 @@ class Training:
             "train_accuracy": right / ended.seen,
             "test_loss": self.outcome.loss if tested and math.isfinite(self.outcome.loss) else None,  # JSON has no infinity
             "test_accuracy": self.outcome.accuracy if tested else None,
+            "pipeline": self.recipe.pipeline,  # another may go on with a training
             "images_per_second": round(ended.seen / seconds, 1),
             "seconds": round(seconds, 3),
         }

@@ -17,6 +17,7 @@ from pipelines.files import write_json
 from pipelines.store import Store
 from train import checkpoint, events, report
 from train.assembly import assemble, verified
+from train.command import counted
 from train.course import Course, follow
 from train.failures import explained
 from train.loop import Training
@@ -27,7 +28,7 @@ from train.saving import CtrlC, Lines, Saver
 from train.split import tested_images
 from train.state import go_on
 from train.stopwatch import Stopwatch
-from train.summary import epoch_line, headline, summarise
+from train.summary import epoch_line, headline, on_what, summarise
 from train.teacher import leak
 from train.together import Together
 
@@ -91,7 +92,7 @@ class Run:
                 make_folder(out)
         say(headline(recipe, self.training, self.store, device))
         if (steps := recipe.epochs * len(self.training.train)) < FEW:
-            say(f"note: {steps} steps in all are few: for so few images give more --epochs")
+            say(f"note: {counted(steps, 'step')} in all {'is' if steps == 1 else 'are'} few: for so few images give more --epochs")
         if recipe.teacher and (note := leak(recipe)):
             say(note)
 
@@ -141,8 +142,7 @@ class Run:
             report.remove(out)
         summary["seconds"] = self.watch.report()
         write_json(out / "summary.json", summary)
-        kind = f" ({summary['tested_on']})" if summary["tested_on"] != "test" else ""
-        self.say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{kind} on {summary['data']['name']}, {summary['seconds']['train']:.1f} s of training")
+        self.say(f"{out}: test accuracy {summary['test_accuracy']:.4f}{on_what(summary)}, {summary['seconds']['train']:.1f} s of training")
         return summary
 
 

@@ -11,6 +11,7 @@ from train.device import device_of
 from train.jobs import all_earlier, gathered, interrupted, of_runs, seeds, train_jobs
 from train.recipe import Recipe
 from train.run import Kept, folder, train_once
+from train.summary import on_what
 
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
@@ -55,12 +56,19 @@ def train_one(recipe: Recipe, out: Path, device, name: str, say, kept: Kept, sta
 
     Raises `InputError` where the folder holds another training.
     """
-    if state is None:
-        outcome, begun = kept.ranks.same(lambda: (all_earlier([(recipe, out)])[out], os.path.exists(out / "checkpoint.pt")))
-        if outcome and "diverged" not in outcome:
-            say(f"{out}: finished earlier, kept: for another training name another folder with --out")
-            return {} if kept.ranks.rank else outcome
-        state = interrupted(recipe, out) if begun else None
+
+    def left() -> tuple[dict | None, bool]:
+        """(what a training that ended left, whether there is one to go on with)."""
+        if state is None:
+            return all_earlier([(recipe, out)])[out], os.path.exists(out / "checkpoint.pt")
+        return result.summary(out) if os.path.exists(out / "summary.json") else None, True  # of this recipe, but perhaps by another pipeline
+
+    outcome, begun = kept.ranks.same(left)
+    if outcome and "diverged" not in outcome:
+        say(f"{out}: finished earlier, kept: for another training name another folder with --out")
+        return {} if kept.ranks.rank else outcome
+    if state is None and begun:
+        state = interrupted(recipe, out)
     return train_once(recipe, out, device, name, say, kept, state)
 
 
@@ -76,5 +84,5 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say, kept: Kept) ->
     summary = {**next((o for o in reversed(outcomes) if "diverged" not in o), {}), "runs": gathered(outcomes, out)}
     write_json(out / "summary.json", summary)
     lost = [o["diverged"] for o in outcomes if "diverged" in o]
-    say(f"{recipe.runs} runs: test accuracy {of_runs(summary['runs'])}" + "".join(f"; {said}" for said in lost))
+    say(f"{recipe.runs} runs: test accuracy {of_runs(summary['runs'])}{on_what(summary)}" + "".join(f"; {said}" for said in lost))
     return summary

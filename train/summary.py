@@ -33,7 +33,7 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
         "net": recipe.net,
         "parameters": nets.parameters(training.net),
         "macs": nets.macs(training.net, shape),
-        "pipeline": recipe.pipeline,
+        "pipeline": ", ".join(dict.fromkeys(line.get("pipeline", recipe.pipeline) for line in training.history)),
         "precision": training.precision,
         "recipe": {"name": name, **asdict(recipe)},
         "seed": recipe.seed,
@@ -61,6 +61,12 @@ def tested_on(recipe: Recipe) -> str:
     images = f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test"
     some = "" if recipe.views_share == 1 else f" of the least confident {recipe.views_share:.0%}"
     return images + (f", the mean of {recipe.views} views{some}" if recipe.views > 1 else "") + (", taught by another net" if recipe.teacher else "")
+
+
+def on_what(summary: dict) -> str:
+    """What stands behind an accuracy of a run: of which images it is, where not plainly of the test split's, and the data's name."""
+    kind = f" ({summary['tested_on']})" if summary["tested_on"] != "test" else ""
+    return f"{kind} on {summary['data']['name']}"
 
 
 def dataset_name(store: Store) -> str:

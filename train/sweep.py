@@ -5,6 +5,7 @@ trainings at once, where the setting does not change a net's shape or the number
 """
 
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from nets.__main__ import table
 from pipelines.errors import InputError
 from pipelines.files import write_json
 from train.assembly import known
-from train.jobs import finished, gathered, of_runs, seeds, train_jobs
+from train.jobs import all_earlier, finished, gathered, of_runs, seeds, train_jobs
 from train.recipe import Recipe, flag
-from train.run import Kept
+from train.run import Kept, make_folder
+from train.summary import on_what
 
 FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device", "deterministic")  # not settings of one training, or the same for all
 SHAPES = (
@@ -47,20 +49,33 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept:
     places = [out / f"{flag(setting)}-{value}" for value in values]
     each = [replace(recipe, sweep="", **{setting: value}) for value in values]
     jobs = [seeds(one, place) if recipe.runs > 1 else [(replace(one, runs=1, together=1), place)] for one, place in zip(each, places)]
-    kept.ranks.same(lambda: check_setting(out, setting))
-    outcomes = train_jobs([job for several in jobs for job in several], recipe.together, device, name, say, kept)
+    every = [job for several in jobs for job in several]
+    kept.ranks.same(lambda: begin(out, setting, every))
+    outcomes = train_jobs(every, recipe.together, device, name, say, kept)
     if kept.ranks.rank:
         return {}
-    finished(outcomes, out)
+    good = finished(outcomes, out)[0]
     rest, ends = iter(outcomes), []
     for value, place, several in zip(values, places, jobs):
         ended = [next(rest) for _ in several]
-        good = any("diverged" not in one for one in ended)
-        ends.append({setting: value, **(gathered(ended, place) if good else {"diverged": [one["diverged"] for one in ended]})})
-    summary = {"sweep": setting, "values": ends}
+        some = any("diverged" not in one for one in ended)
+        ends.append({setting: value, **(gathered(ended, place) if some else {"diverged": [one["diverged"] for one in ended]})})
+    summary = {"sweep": setting, "values": ends, **{key: good[key] for key in ("data", "tested_on") if key in good}}
     write_json(out / "sweep.json", summary)
-    say(shown(setting, ends))
+    say(f"test accuracy{on_what(good)}\n{shown(setting, ends)}")
     return summary
+
+
+def begin(out: Path, setting: str, jobs: list[tuple[Recipe, Path]]) -> None:
+    """Have the folder say which setting's sweep it holds, before the first training of it is over: what is interrupted is not to be another command's.
+
+    Raises `InputError` where it holds something else.
+    """
+    check_setting(out, setting)
+    all_earlier(jobs)
+    if not os.path.exists(out / "sweep.json"):
+        make_folder(out)
+        write_json(out / "sweep.json", {"sweep": setting, "values": []})
 
 
 def check_setting(out: Path, setting: str) -> None:
