@@ -11,6 +11,8 @@ import sys
 import nets
 from nets.measure import SHAPE, layers, output_shape
 
+MOST = 1_000_000  # classes: all nets are built for them
+
 
 def table(header: tuple[str, ...], rows: list[tuple], left: int = 1) -> str:
     """Aligned plain text: numbers with thousands separators, the first `left` columns to the left."""
@@ -45,8 +47,8 @@ def main() -> int:
     parser.add_argument("net", nargs="?", help="show this net layer by layer")
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
     arguments = parser.parse_args()
-    if arguments.classes < 1:
-        print(f"error: --classes {arguments.classes}: give 1 or more", file=sys.stderr)
+    if not 1 <= arguments.classes <= MOST:
+        print(f"error: --classes {arguments.classes}: give 1 to {MOST:,}", file=sys.stderr)
         return 2
     try:
         print(one_net(arguments.net, arguments.classes) if arguments.net else every_net(arguments.classes), flush=True)

@@ -257,9 +257,10 @@ def test_command_names_the_nets_for_an_unknown_one():
     assert done.stderr.startswith("error: net 'level9'") and done.stderr.count("\n") == 1
 
 
-def test_command_refuses_classes_below_one():
-    done = run("level1", "--classes", "-1")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: --classes -1: give 1 or more\n")
+@pytest.mark.parametrize("count", ["-1", "0", "100000000000"])
+def test_command_refuses_classes_that_no_net_can_have(count):
+    done = run("level1", "--classes", count)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: --classes {count}: give 1 to 1,000,000\n")
 
 
 @pytest.mark.parametrize("name", ["speednet", "tiny10k"])

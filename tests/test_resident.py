@@ -11,6 +11,7 @@ import torch
 from pipelines import resident
 from pipelines.buffers import KEPT, Buffers
 from pipelines.errors import InputError
+from pipelines.transfer import DTYPES
 
 
 def test_memory_is_used_again_once_it_is_let_go(store):
@@ -69,7 +70,7 @@ def test_an_unknown_dtype_is_refused(store):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", resident.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gpu_gives_the_cpus_pixels(dtype, store):
     on_gpu = resident.open(store, batch_size=16, device="cuda", dtype=dtype)
     on_cpu = resident.open(store, batch_size=16, dtype=dtype)

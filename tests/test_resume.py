@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_store
 from safetensors.torch import load_file
 
 import nets
@@ -304,6 +305,15 @@ def test_an_ordered_dict_takes_no_values_that_could_be_keys(run_folder, tmp_path
             spoilt.writestr(name, code)
     with pytest.raises(InputError, match="checkpoint.pt: not a readable checkpoint"):
         read(tmp_path)
+
+
+def test_other_data_are_named_before_what_does_not_fit_them(store, run_folder, tmp_path):
+    """Fewer images than the training's `--limit`, which nobody may change on the way."""
+    shutil.copytree(run_folder, tmp_path / "cut", ignore=lambda *_: ["summary.json"])
+    state = read(tmp_path / "cut")
+    few, recipe = make_store(tmp_path / "few.safetensors", train=20), Recipe(**{**SMALL, "limit": 30})
+    with pytest.raises(InputError, match="not the data that .*cut was trained on: name that with --data"):
+        train(replace(recipe, data=str(few.path), out=str(tmp_path / "cut")), "", quiet, state=state)
 
 
 def test_settings_do_not_change_on_the_way(tmp_path):

@@ -26,7 +26,7 @@ from train.ranks import Ranks
 from train.recipe import Recipe
 from train.saving import CtrlC, Lines, Saver
 from train.split import tested_images
-from train.state import go_on
+from train.state import check_data, go_on
 from train.stopwatch import Stopwatch
 from train.summary import epoch_line, headline, on_what, summarise
 from train.teacher import leak
@@ -85,6 +85,8 @@ class Run:
         self.commit = commit()  # now: a checkout may move on while a long training runs
         with self.watch.lap("setup"):
             self.store = kept.locate(recipe)
+            if state:  # before other settings are found not to fit the data
+                check_data(state, self.store, out)
             self.training = assemble(recipe, self.store, device, self.watch, kept.earlier(recipe, slot), kept.ranks)
             if self.training.built:
                 kept.trainings[slot] = self.training

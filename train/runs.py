@@ -11,6 +11,7 @@ from train.device import device_of
 from train.jobs import all_earlier, gathered, interrupted, of_runs, seeds, train_jobs
 from train.recipe import Recipe
 from train.run import Kept, folder, train_once
+from train.state import check_data
 from train.summary import on_what
 
 
@@ -65,6 +66,8 @@ def train_one(recipe: Recipe, out: Path, device, name: str, say, kept: Kept, sta
 
     outcome, begun = kept.ranks.same(left)
     if outcome and "diverged" not in outcome:
+        if state is not None:
+            check_data(state, kept.locate(recipe), out)
         say(f"{out}: finished earlier, kept: for another training name another folder with --out")
         return {} if kept.ranks.rank else outcome
     if state is None and begun:

@@ -130,14 +130,19 @@ def recipe_of(state: dict, folder: Path) -> tuple[str, Recipe]:
 
 def go_on(training: Training, state: dict, store: Store, folder: Path) -> None:
     """Put a training where its checkpoint was. Raises `InputError` where the checkpoint does not fit it, or the data are others."""
-    theirs = state["data"]
-    if not isinstance(theirs, dict) or not all(isinstance(v, str) for v in theirs.values()) or theirs != store.sha256:
-        raise InputError(f"{store.path}: not the data that {folder} was trained on: name that with --data")
+    check_data(state, store, folder)
     try:
         check(training, state)
         put(training, state)
     except Exception as error:  # what is not a checkpoint of ours can raise anything
         raise InputError(f"{folder / 'checkpoint.pt'}: does not fit its recipe ({reason(error)}): train again") from None
+
+
+def check_data(state: dict, store: Store, folder: Path) -> None:
+    """Raise `InputError` unless a checkpoint's training saw the store's images."""
+    theirs = state["data"]
+    if not isinstance(theirs, dict) or not all(isinstance(v, str) for v in theirs.values()) or theirs != store.sha256:
+        raise InputError(f"{store.path}: not the data that {folder} was trained on: name that with --data")
 
 
 def check(training: Training, state: dict) -> None:
