@@ -39,7 +39,7 @@ AROUND = (  # settings of `speed` that the host decides, and how far around them
     "muon_lr=0.12..0.3 lr=40..160 head_lr=500..1800 warmup=0..2.5 epochs=8..11 grown=0.35..0.65 freeze=0.55..1 translate=1..3 first_side=16,20"
 )
 SHAPES = (  # the three chosen, and by their widths, sizes, blocks and times others of no more parameters
-    "tiny25k tiny_16-24-40_2-3-2_2 tiny50k tiny_24-72x2_3-2_2 tiny_24-56x2_3-3_2 tiny83k tiny_24-80x2_3-3_2 tiny_32-88x2_3-2_2"
+    "tiny25k tiny_16-24-40_2-3-2_2 tiny50k tiny_24-40-48_2-3-3 tiny_24-56x2_3-3_2 tiny83k tiny_24-80x2_3-3_2 tiny_32-88x2_3-2_2"
 )
 ENTRIES = (
     Entry(
@@ -183,7 +183,7 @@ ENTRIES = (
         "taught",
         "How accurate are tiny nets that also learn what those three predict, on the whole? Not to be mixed with the untaught.",
         "benchmarks.pareto",
-        full=f"tiny --nets tiny50k tiny_24-72x2_3-2_2 tiny25k {LONG}",
+        full=f"tiny --nets tiny50k tiny_24-40-48_2-3-3 tiny25k {LONG}",
         quick=f"tiny --nets tiny10k --epochs 1 --no-report {TINY}",
         writes={"--out": "taught"},
         result="taught/pareto.md",
