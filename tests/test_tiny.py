@@ -30,7 +30,10 @@ def test_every_member_of_the_family_is_tested():
     assert {name for name in nets.names() if name.startswith("tiny")} == set(TINY)
 
 
-@pytest.mark.parametrize("name, chosen", [("tiny_16-48x2_3-2_2", "tiny25k"), ("tiny_24-72x2_3-2_2", "tiny50k"), ("tiny_32-48-64_2-4-3", "tiny83k"), ("tiny_32x1-48-64_2-4-3_1", "tiny83k")])
+@pytest.mark.parametrize(
+    "name, chosen",
+    [("tiny_16-48x2_3-2_2", "tiny25k"), ("tiny_24-72x2_3-2_2", "tiny50k"), ("tiny_32-48-64_2-4-3", "tiny83k"), ("tiny_32x1-48-64_2-4-3_1", "tiny83k")],
+)
 def test_any_member_of_the_tiny_family_is_a_name(name, chosen):
     torch.manual_seed(3)
     made = nets.load(name, 7, norm="group")

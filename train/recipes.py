@@ -49,7 +49,7 @@ def speed() -> Recipe:
 def speed95() -> Recipe:
     """`speed` after the field's 95%: 20 epochs, in which all layers train to the end; 0.49 PFLOP.
 
-    Neither time nor accuracy has been measured.
+    CIFAR-10 (JPEG q75), on a processor (bf16, eager): test accuracy 0.9119 with those views (n 1), train accuracy 0.9955. Its time on a GPU has not been measured.
     """
     return replace(speed(), epochs=20, freeze=1.0, translate=2)
 
