@@ -82,7 +82,8 @@ def chart(points: dict[str, Point], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-    panels[0][0].set_ylabel("accuracy (%); train while training, augmented")
+    one = ", the first seed" if any(point.accuracy.n > 1 for point in points.values()) else ""
+    panels[0][0].set_ylabel(f"accuracy (%){one}\ntrain: while training, augmented")
     save(path, figure)
 
 
