@@ -257,8 +257,8 @@ class Plan:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """Yield the ids (int64[B], fewer in a last batch that is kept) of each step from `start` on. Raises `InputError` for one before the first."""
-        ids = self.order(epoch)
         check_start(start)
+        ids = self.order(epoch)
         for step in range(start, self.steps):
             yield ids[step * self.part : (step + 1) * self.part]
 

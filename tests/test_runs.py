@@ -178,6 +178,7 @@ def test_the_folder_of_an_interrupted_sweep_takes_no_other_command(store, tmp_pa
     assert (tmp_path / "s" / "sweep.json").read_bytes() == kept
     with pytest.raises(InputError, match="no such file"):
         runs.train(Recipe(**{**settings, "data": "nowhere", "out": str(tmp_path / "n")}, sweep="lr=0.01"), "", quiet)
+    assert not (tmp_path / "n").exists()
 
 
 def test_what_several_reached_says_of_which_images(store, tmp_path):
@@ -185,5 +186,6 @@ def test_what_several_reached_says_of_which_images(store, tmp_path):
     runs.train(Recipe(**settings, out=str(tmp_path / "runs")), "", said.append)
     assert "(10 images held out of train) on random" in said[-1] and said[-1].startswith("2 runs: test accuracy")
     made = runs.train(Recipe(**settings, sweep="lr=0.01,0.02", out=str(tmp_path / "swept")), "", said.append)
-    assert said[-1].startswith("test accuracy (10 images held out of train) on random\n")
-    assert (made["tested_on"], made["data"]["name"]) == ("10 images held out of train", "random")
+    assert said[-1].count(" (10 images held out of train) on random") == 2 and made["values"][0]["tested_on"] == "10 images held out of train"
+    runs.train(Recipe(**{**settings, "runs": 1, "held_out": 0}, sweep="views=1,2", out=str(tmp_path / "views")), "", said.append)
+    assert said[-1].count(" on random") == 2 and said[-1].count("(test, the mean of 2 views)") == 1

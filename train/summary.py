@@ -65,8 +65,8 @@ def tested_on(recipe: Recipe) -> str:
 
 def on_what(summary: dict) -> str:
     """What stands behind an accuracy of a run: of which images it is, where not plainly of the test split's, and the data's name."""
-    kind = f" ({summary['tested_on']})" if summary["tested_on"] != "test" else ""
-    return f"{kind} on {summary['data']['name']}"
+    kind, data = summary.get("tested_on", "test"), summary.get("data")  # of an earlier version there may be neither
+    return (f" ({kind})" if kind != "test" else "") + (f" on {data['name']}" if isinstance(data, dict) and "name" in data else "")
 
 
 def dataset_name(store: Store) -> str:

@@ -50,32 +50,32 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept:
     each = [replace(recipe, sweep="", **{setting: value}) for value in values]
     jobs = [seeds(one, place) if recipe.runs > 1 else [(replace(one, runs=1, together=1), place)] for one, place in zip(each, places)]
     every = [job for several in jobs for job in several]
-    kept.ranks.same(lambda: begin(out, setting, every))
+    if kept.ranks.same(lambda: begins(out, setting, every)):
+        kept.locate(recipe)  # without data there is nothing to write
+        if not kept.ranks.rank:  # or what is interrupted could become another command's
+            make_folder(out)
+            write_json(out / "sweep.json", {"sweep": setting, "values": []})
     outcomes = train_jobs(every, recipe.together, device, name, say, kept)
     if kept.ranks.rank:
         return {}
-    good = finished(outcomes, out)[0]
+    finished(outcomes, out)
     rest, ends = iter(outcomes), []
     for value, place, several in zip(values, places, jobs):
         ended = [next(rest) for _ in several]
-        some = any("diverged" not in one for one in ended)
-        ends.append({setting: value, **(gathered(ended, place) if some else {"diverged": [one["diverged"] for one in ended]})})
-    summary = {"sweep": setting, "values": ends, **{key: good[key] for key in ("data", "tested_on") if key in good}}
+        good = next((one for one in ended if "diverged" not in one), None)
+        tested = {key: good[key] for key in ("tested_on", "data") if key in good} if good else {}  # the setting may decide it
+        ends.append({setting: value, **(gathered(ended, place) | tested if good else {"diverged": [one["diverged"] for one in ended]})})
+    summary = {"sweep": setting, "values": ends}
     write_json(out / "sweep.json", summary)
-    say(f"test accuracy{on_what(good)}\n{shown(setting, ends)}")
+    say(shown(setting, ends))
     return summary
 
 
-def begin(out: Path, setting: str, jobs: list[tuple[Recipe, Path]]) -> None:
-    """Have the folder say which setting's sweep it holds, before the first training of it is over: what is interrupted is not to be another command's.
-
-    Raises `InputError` where it holds something else.
-    """
+def begins(out: Path, setting: str, jobs: list[tuple[Recipe, Path]]) -> bool:
+    """Whether the folder has yet to say which setting's sweep it holds. Raises `InputError` where it holds something else."""
     check_setting(out, setting)
     all_earlier(jobs)
-    if not os.path.exists(out / "sweep.json"):
-        make_folder(out)
-        write_json(out / "sweep.json", {"sweep": setting, "values": []})
+    return not os.path.exists(out / "sweep.json")
 
 
 def check_setting(out: Path, setting: str) -> None:
@@ -93,7 +93,8 @@ def check_setting(out: Path, setting: str) -> None:
 def shown(setting: str, ends: list[dict]) -> str:
     """A line a value, the best last."""
     ends = sorted(ends, key=lambda end: end.get("mean", -1.0))
-    return table((flag(setting), "test accuracy"), [(str(end[setting]), str(of_runs(end)) if "mean" in end else end["diverged"][0]) for end in ends], left=2)
+    reached = [f"{of_runs(end)}{on_what(end)}" if "mean" in end else end["diverged"][0] for end in ends]
+    return table((flag(setting), "test accuracy"), [(str(end[setting]), said) for end, said in zip(ends, reached)], left=2)
 
 
 def read(recipe: Recipe) -> tuple[str, list]:
