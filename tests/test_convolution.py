@@ -31,7 +31,7 @@ def made(size: tuple[int, ...], outputs: int, kernel: int) -> tuple[Conv2d, torc
 
 
 @pytest.mark.parametrize(("size", "outputs", "kernel"), SIZES, ids=str)
-def test_values_are_torchs_and_gradients_near_float64s(size, outputs, kernel, able):
+def test_all_is_torchs_but_the_filters_gradient_which_is_near_float64s(size, outputs, kernel, able):
     layer, images = made(size, outputs, kernel)
     with torch.no_grad():
         layer.weight.copy_(layer.weight.bfloat16())  # what autocast works with
@@ -42,10 +42,11 @@ def test_values_are_torchs_and_gradients_near_float64s(size, outputs, kernel, ab
     assert able == [size] and torch.equal(out, expected) and out.dtype == torch.bfloat16
     gradient = torch.randn(out.shape).bfloat16()  # in another order of memory
     out.backward(gradient)
-    exact, whole = deepcopy(plain).double(), images.double().requires_grad_()
-    exact(whole).backward(gradient.double())
-    for found, wanted in ((layer.weight.grad, exact.weight.grad), (ours.grad, whole.grad)):
-        assert (found.double() - wanted).abs().max() <= 8e-3 * wanted.abs().max()
+    expected.backward(gradient)
+    exact = deepcopy(plain).double()
+    exact(images.double()).backward(gradient.double())
+    assert torch.equal(ours.grad, theirs.grad)  # torch's own, which without instructions for bf16 rounds sums of parts, too
+    assert (layer.weight.grad.double() - exact.weight.grad).abs().max() <= 8e-3 * exact.weight.grad.abs().max()
     assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.stride() == layer.weight.stride()
 
 
