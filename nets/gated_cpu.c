@@ -16,6 +16,8 @@ static inline vec inverse_root(vec x) {
     vec r = (vec)_mm512_rsqrt14_ps((__m512)x);
     return r * (1.5f - 0.5f * x * r * r);
 }
+#elif defined(__AVX2__)
+static inline vec inverse_root(vec x) { return 1.0f / (vec)_mm256_sqrt_ps((__m256)x); }
 #else
 static inline vec inverse_root(vec x) {
     for (int i = 0; i < LANES; i++) x[i] = 1.0f / sqrtf(x[i]);
@@ -36,7 +38,7 @@ ALWAYS product(float *restrict out, long out_span, const float *restrict weight,
         const float *w = weight + o, *x = in;
         for (int i = 0; i < ins; i++, w += outs, x += in_span) {
             vec a[ACROSS];
-            for (int v = 0; v < ACROSS; v++) a[v] = at(x + v * LANES);
+            for (int v = 0; v < ACROSS; v++) a[v] = held(at(x + v * LANES));
 #pragma GCC unroll 8
             for (int k = 0; k < OUT; k++)
 #pragma GCC unroll 4
@@ -68,8 +70,8 @@ ALWAYS outer(float *restrict sums, const float *restrict left, long left_span, i
                 for (int b = 0; b < BESIDE; b++) s[a][b] = at(sums + ((i + a) * columns + j + b) * LANES);
             for (long p = 0; p < pixels; p += LANES) {
                 vec l[FOUR], r[BESIDE];
-                for (int a = 0; a < FOUR; a++) l[a] = at(left + (i + a) * left_span + p);
-                for (int b = 0; b < BESIDE; b++) r[b] = at(right + (j + b) * right_span + p);
+                for (int a = 0; a < FOUR; a++) l[a] = held(at(left + (i + a) * left_span + p));
+                for (int b = 0; b < BESIDE; b++) r[b] = held(at(right + (j + b) * right_span + p));
 #pragma GCC unroll 4
                 for (int a = 0; a < FOUR; a++)
 #pragma GCC unroll 4

@@ -33,6 +33,15 @@ typedef int parti __attribute__((vector_size(4 * EDGE)));
 static inline vec at(const float *p) { return *(const vec *)p; }
 static inline void put(float *p, vec x) { *(vec *)p = x; }
 static inline vec all(float x) { return x - (vec){}; }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/* In a register from here on: where several products take a vector, gcc would rather read it for each, and the processor makes no more of them than it reads. */
+static inline __attribute__((always_inline)) vec held(vec x) {
+    __asm__("" : "+x"(x));
+    return x;
+}
+#else
+static inline vec held(vec x) { return x; }
+#endif
 typedef int word __attribute__((may_alias));
 static inline vec same(const float *p) { return (vec)(*(const word *)p - (veci){}); } /* the 32 bits, whatever they are */
 /* bf16 is the upper half of a float, rounded to the nearest, of two to the even one. */

@@ -102,7 +102,7 @@ ALWAYS product(const float *restrict a, long row, long step, const float *restri
     EACH(i, ROWS)
         EACH(v, wide) s[i][v] = adds ? at(out + i * PANEL + v * LANES) : (vec){};
     for (int k = 0; k < terms; k++, a += step, b += line) {
-        EACH(v, wide) x[v] = at(b + v * LANES);
+        EACH(v, wide) x[v] = held(at(b + v * LANES));
         EACH(i, ROWS) {
             vec f = same(a + i * row);
             EACH(v, wide) s[i][v] = more(s[i][v], f, x[v], half);
