@@ -24,7 +24,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         if winograd_cpu.takes(self, images_NCHW):
-            return winograd_cpu.convolved(images_NCHW.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else images_NCHW, self.weight)
+            return winograd_cpu.convolve(images_NCHW.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else images_NCHW, self.weight)
         return by_patches(images_NCHW, self.weight, int(self.padding[0])) if self.suits(images_NCHW) else super().forward(images_NCHW)
 
     def suits(self, images_NCHW: torch.Tensor) -> bool:

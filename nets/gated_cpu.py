@@ -12,7 +12,7 @@ scale_C; C a multiple of eight.
 import torch
 from torch import Tensor
 
-from nets.native import AMX, each_net, fast_halves, library, parts, shared
+from nets.native import AMX, custom_op, each_net, eager, fast_halves, library, parts, shared
 
 NAME = "gated_cpu"
 
@@ -46,7 +46,7 @@ def folded(gain_C: Tensor, shift_C: Tensor, widen_HC: Tensor, narrow_CC: Tensor,
     return widen_HC * gain_C, (widen_HC * shift_C).sum(1), narrow_CC * scale_C[:, None]  # autocast would have a product of matrices in half precision
 
 
-@torch.library.custom_op("tenfold::gated_block_cpu", mutates_args=())
+@custom_op("tenfold::gated_block_cpu")
 def gated_block(
     images_NCHW: Tensor, look_C9: Tensor, gain_C: Tensor, shift_C: Tensor, widen_HC: Tensor, narrow_CC: Tensor, scale_C: Tensor, eps: float, half: bool
 ) -> Tensor:
@@ -71,7 +71,7 @@ def _(images, *others):
     return images.new_empty(images.shape)
 
 
-@torch.library.custom_op("tenfold::gated_block_cpu_backward", mutates_args=())
+@custom_op("tenfold::gated_block_cpu_backward")
 def gated_block_backward(
     gradient: Tensor,
     images_NCHW: Tensor,
@@ -115,7 +115,7 @@ def keep(ctx, inputs, output) -> None:
 
 
 def go_back(ctx, gradient: Tensor):
-    return *gated_block_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.half), None, None
+    return *back_through(gradient, *ctx.saved_tensors, ctx.eps, ctx.half), None, None
 
 
 gated_block.register_autograd(go_back, setup_context=keep)
@@ -123,3 +123,5 @@ gated_block.register_autograd(go_back, setup_context=keep)
 
 for operator in (gated_block, gated_block_backward):
     operator.register_vmap(each_net(operator))
+
+block, back_through = eager(gated_block, keep, go_back), eager(gated_block_backward)

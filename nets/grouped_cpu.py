@@ -8,7 +8,7 @@ Shapes: images_NIHW float32, H and W even; weight_OG44, G = I / groups; out_NOHW
 import torch
 from torch import Tensor
 
-from nets.native import each_net, library, parts, shared
+from nets.native import custom_op, each_net, eager, library, parts, shared
 
 NAME = "grouped_cpu"
 
@@ -18,7 +18,7 @@ def sizes(images: Tensor, weight: Tensor) -> tuple[int, ...]:
     return images.shape[1], weight.shape[0], images.shape[1] // weight.shape[1], images.shape[2], images.shape[3]
 
 
-@torch.library.custom_op("tenfold::grouped_cpu", mutates_args=())
+@custom_op("tenfold::grouped_cpu")
 def grouped(images_NIHW: Tensor, weight_OG44: Tensor) -> Tensor:
     """The convolution of stride 2 and padding 1."""
     images, weight = images_NIHW.contiguous(), weight_OG44.contiguous()
@@ -37,7 +37,7 @@ def _(images, weight):
     return images.new_empty(shape(images, weight))
 
 
-@torch.library.custom_op("tenfold::grouped_cpu_backward", mutates_args=())
+@custom_op("tenfold::grouped_cpu_backward")
 def grouped_backward(gradient_NOHW: Tensor, images_NIHW: Tensor, weight_OG44: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the images, planes, and of the weight, which lies as that does."""
     gradient, images, weight = gradient_NOHW.contiguous(), images_NIHW.contiguous(), weight_OG44.contiguous()
@@ -51,11 +51,17 @@ def _(gradient, images, weight):
     return images.new_empty(images.shape), torch.empty_like(weight)
 
 
+def keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
 def go_back(ctx, gradient: Tensor):
-    return grouped_backward(gradient, *ctx.saved_tensors)
+    return both_gradients(gradient, *ctx.saved_tensors)
 
 
-grouped.register_autograd(go_back, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+grouped.register_autograd(go_back, setup_context=keep)
 
 for operator in (grouped, grouped_backward):
     operator.register_vmap(each_net(operator))
+
+convolve, both_gradients = eager(grouped, keep, go_back), eager(grouped_backward)

@@ -163,6 +163,53 @@ def place(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def custom_op(name: str):
+    """torch.library's, with its function kept for `eager`."""
+
+    def defined(function):
+        operator = torch.library.custom_op(name, function, mutates_args=())
+        operator.function = function  # type: ignore[attr-defined]
+        return operator
+
+    return defined
+
+
+def eager(operator, keep=None, back=None):
+    """The operator, or for plain tensors in an eager step its function as it is: torch.library's way through Python takes 60 us each time, of a step of `quick` 2 to 6%
+    (`benchmarks/LOG.md`). With `keep` and `back`, which it has been registered with, both for its gradient."""
+    function = operator.function
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *given):
+            output = function(*given)
+            keep(ctx, given, output)
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[1:])  # what is kept for the way back
+            return output
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return back(ctx, *gradients)
+
+    def call(*given):
+        if plain(given):
+            if back is not None:
+                return Direct.apply(*given)
+            if not torch.is_grad_enabled():  # else a gradient of this gradient may be asked for, of which the operator knows what to say
+                return function(*given)
+        return operator(*given)
+
+    return call
+
+
+def plain(given: Sequence) -> bool:
+    """Whether tensors are what they seem, with nobody between them and what is done to them: no compiler, no transform of torch.func, no mode that looks on."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(type(t) in (Tensor, torch.nn.Parameter) for t in given if isinstance(t, Tensor))
+
+
 def each_net(operator):
     """A rule for `torch.func.vmap`: net by net."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.native import done, each_net, known_to, library, map_of, ordered, place as address
+from nets.native import custom_op, done, each_net, eager, known_to, library, map_of, ordered, place as address
 
 NAME = "normed_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -38,7 +38,7 @@ def normed(norm: Any, activation: nn.Module | None, images_NCHW: Tensor, shortcu
     act = ACTS[type(activation)]
     if not norm.training:
         return made_of(images_NCHW, norm.weight, norm.bias, shortcut, torch.stack([norm.running_mean, norm.running_var]), norm.eps, pools, act, learns=False)[0]
-    out, stats, _ = norm_act(images_NCHW, norm.weight, norm.bias, shortcut, norm.eps, pools, act)
+    out, stats, _ = norm_and_act(images_NCHW, norm.weight, norm.bias, shortcut, norm.eps, pools, act)
     with torch.no_grad():
         rows = images_NCHW[:, 0].numel()
         norm.num_batches_tracked.add_(1)
@@ -65,7 +65,7 @@ def like(images: Tensor, pools: bool, dtype: torch.dtype | None = None) -> Tenso
     return map_of(size, images, dtype)
 
 
-@torch.library.custom_op("tenfold::norm_act_cpu", mutates_args=())
+@custom_op("tenfold::norm_act_cpu")
 def norm_act(images_NCHW: Tensor, gain: Tensor, bias: Tensor, shortcut: Tensor | None, eps: float, pools: bool, act: int) -> tuple[Tensor, Tensor, Tensor]:
     """(what `normed` gives in training, stats, place where it pools)."""
     stats = gain.new_empty((2, len(gain)))
@@ -79,7 +79,7 @@ def _(images, gain, bias, shortcut, eps, pools, act):
     return like(images, pools), gain.new_empty((2, len(gain))), place
 
 
-@torch.library.custom_op("tenfold::norm_act_cpu_backward", mutates_args=())
+@custom_op("tenfold::norm_act_cpu_backward")
 def norm_act_backward(
     gradient: Tensor, images_NCHW: Tensor, gain: Tensor, bias: Tensor, stats: Tensor, place: Tensor, eps: float, pools: bool, act: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,10 +104,12 @@ def keep(ctx, inputs, output) -> None:
 
 
 def go_back(ctx, gradient: Tensor, *_):
-    return *norm_act_backward(gradient, *ctx.saved_tensors, *ctx.how), gradient if ctx.needs_input_grad[3] else None, None, None, None
+    return *back_through(gradient, *ctx.saved_tensors, *ctx.how), gradient if ctx.needs_input_grad[3] else None, None, None, None
 
 
 norm_act.register_autograd(go_back, setup_context=keep)
 
 for operator in (norm_act, norm_act_backward):
     operator.register_vmap(each_net(operator))
+
+norm_and_act, back_through = eager(norm_act, keep, go_back), eager(norm_act_backward)

@@ -94,7 +94,7 @@ class Block(Look):
 
     def native(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
         """The same by one operator, which gives planes; in float32, but for its products, where autocast would have less, which takes a processor longer."""
-        return gated_cpu.gated_block(images_NCHW.float(), *self.matrices(own), own.norm.eps, gated_cpu.halves())
+        return gated_cpu.block(images_NCHW.float(), *self.matrices(own), own.norm.eps, gated_cpu.halves())
 
     def matrices(self, own: Any) -> tuple[torch.Tensor, ...]:
         """The parameters of one use as the operators take them."""
@@ -116,7 +116,7 @@ class Grouped(nn.Conv2d):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         if self.nativable(images_NCHW):
-            return grouped_cpu.grouped(images_NCHW.float(), self.weight)
+            return grouped_cpu.convolve(images_NCHW.float(), self.weight)
         if not self.dense(images_NCHW):
             return super().forward(images_NCHW)
         parts = self.weight.permute(0, 2, 3, 1).unflatten(0, (self.groups, -1))  # [groups, outputs, height, width, inputs], of one group each

@@ -15,7 +15,7 @@ Shapes: images_NIHW float32 or bfloat16, in channels_last memory order; weight_O
 import torch
 from torch import Tensor, nn
 
-from nets.native import AMX, each_net, fast_halves, known_to, library, map_of, ordered, parts, shared
+from nets.native import AMX, custom_op, each_net, eager, fast_halves, known_to, library, map_of, ordered, parts, shared
 
 NAME = "winograd_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -55,7 +55,7 @@ def places_of(rows_K33N: Tensor, side: int, half: bool) -> Tensor:
     return places
 
 
-@torch.library.custom_op("tenfold::winograd_cpu_forward", mutates_args=())
+@custom_op("tenfold::winograd_cpu_forward")
 def convolved(images_NIHW: Tensor, weight_OI33: Tensor) -> Tensor:
     """The convolution."""
     images, half, side = ordered(images_NIHW), images_NIHW.itemsize == 2, best(*images_NIHW.shape[2:])
@@ -78,7 +78,7 @@ def _(images, weight):
     return like(images, len(weight))
 
 
-@torch.library.custom_op("tenfold::winograd_cpu_backward", mutates_args=())
+@custom_op("tenfold::winograd_cpu_backward")
 def gradients(gradient_NOHW: Tensor, images_NIHW: Tensor, weight_OI33: Tensor, of_images: bool, of_weight: bool) -> tuple[Tensor, Tensor]:
     """Those of the images and of the weight, which lies as that does; empty where it is not asked for."""
     images, half, side = ordered(images_NIHW), images_NIHW.itemsize == 2, best(*images_NIHW.shape[2:])
@@ -105,7 +105,7 @@ def keep(ctx, inputs, output) -> None:
 def go_back(ctx, gradient: Tensor):
     images, weight = ctx.saved_tensors
     asked = ctx.needs_input_grad
-    return tuple(given if wanted else None for given, wanted in zip(gradients(gradient, images, weight, *asked), asked))
+    return tuple(given if wanted else None for given, wanted in zip(both_gradients(gradient, images, weight, *asked), asked))
 
 
 def no_further(*_):
@@ -117,3 +117,5 @@ gradients.register_autograd(no_further)
 
 for operator in (convolved, gradients):
     operator.register_vmap(each_net(operator))
+
+convolve, both_gradients = eager(convolved, keep, go_back), eager(gradients)

@@ -11,7 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
 
+import nets
 from nets import gated_cpu, grouped_cpu, native, normed_cpu, winograd_cpu
 
 COMPILER = shlex.split(os.environ.get("CC", "cc"))
@@ -111,3 +114,39 @@ def test_a_cache_that_others_may_write_to_holds_no_libraries(tmp_path, monkeypat
     assert native.elsewhere() == tmp_path
     tmp_path.chmod(0o777)
     assert native.elsewhere() != tmp_path
+
+
+@pytest.mark.parametrize("name", ["quick", "tiny10k"])
+def test_an_eager_step_that_goes_round_the_dispatcher_has_the_operators_bits(name, monkeypatch):
+    found = []
+    for way in (native.plain, lambda given: False):
+        monkeypatch.setattr(native, "plain", way)
+        torch.manual_seed(0)
+        net, images = nets.load(name), torch.randn(8, 3, 32, 32, requires_grad=True)
+        out = net(images)
+        out.logsumexp(1).sum().backward()
+        with torch.no_grad():
+            again = net(images)
+        found.append((out, again, images.grad, *(p.grad for p in net.parameters()), *net.buffers()))
+    assert all(torch.equal(*each) for each in zip(*found))
+
+
+def test_only_plain_tensors_go_round_the_dispatcher():
+    class Other(torch.Tensor):
+        pass
+
+    seen, x = [], torch.randn(2, 3)
+    assert native.plain([x, torch.nn.Parameter(x), None, 1e-5, True]) and not native.plain([x, x.as_subclass(Other)])
+    torch.func.vmap(lambda row: seen.append(native.plain([row])) or row)(x)
+    torch.func.grad(lambda whole: seen.append(native.plain([x])) or whole.sum())(x)
+    with FakeTensorMode():
+        seen.append(native.plain([torch.empty(2)]))
+    compiled = torch.compile(lambda whole: whole * 2 if native.plain([whole]) else whole * 3, fullgraph=True, backend="eager")
+    assert seen == [False, False, False] and torch.equal(compiled(x), x * 3)
+
+
+def test_a_gradient_of_a_gradient_is_still_the_operators_business():
+    images, weight = torch.randn(4, 16, 6, 6, requires_grad=True), torch.randn(16, 16, 3, 3, requires_grad=True)
+    (first,) = torch.autograd.grad(winograd_cpu.convolve(images, weight).square().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="CC=none"):
+        first.sum().backward()
