@@ -69,9 +69,6 @@ def test_the_training_is_that_of_as_many_epochs(store, tmp_path, monkeypatch):
     ours, theirs = (model(str(tmp_path / name)).net.state_dict() for name in ("fitted", "plain"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert "--minutes" not in fitted["command"]
-    several = runs.train(Recipe(**SMALL, minutes=0.6, runs=2, data=str(store.path), out=str(tmp_path / "several")), "", quiet)
-    assert "--epochs 4" in several["command"] and "--runs 2" in several["command"] and "--seed" not in several["command"]
-    assert f"--seed {several['seed']}" in json.loads((tmp_path / "several" / f"seed-{several['seed']}" / "summary.json").read_text())["command"]
 
 
 def test_steps_are_timed_at_every_side(store, tmp_path, capsys):

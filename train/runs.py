@@ -12,7 +12,7 @@ from train.jobs import all_earlier, gathered, interrupted, of_runs, seeds, train
 from train.recipe import Recipe
 from train.run import Kept, folder, train_once
 from train.state import check_data
-from train.summary import command, on_what
+from train.summary import on_what
 
 
 def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) -> dict:
@@ -84,8 +84,7 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say, kept: Kept) ->
     outcomes = train_jobs(seeds(recipe, out), recipe.together, device, name, say, kept)
     if kept.ranks.rank:
         return {}
-    last = next((o for o in reversed(outcomes) if "diverged" not in o), {})
-    summary = {**last, "command": command(name, recipe), "runs": gathered(outcomes, out)}
+    summary = {**next((o for o in reversed(outcomes) if "diverged" not in o), {}), "runs": gathered(outcomes, out)}
     write_json(out / "summary.json", summary)
     lost = [o["diverged"] for o in outcomes if "diverged" in o]
     say(f"{recipe.runs} runs: test accuracy {of_runs(summary['runs'])}{on_what(summary)}" + "".join(f"; {said}" for said in lost))

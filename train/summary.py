@@ -26,7 +26,7 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
     shape = (store.channels, store.height, store.width)
     return {
         "schema": SCHEMA,
-        "command": command(name, recipe),
+        "command": shlex.join(["python", "-m", "train", *asked(name, recipe)]),
         "hardware": {**hardware(training.device), "processes": training.ranks.count},
         "versions": versions(),
         "data": {"name": dataset_name(store), "encoding": store.encoding, "sha256": store.sha256},
@@ -44,11 +44,6 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
         "taught": bool(recipe.teacher),
         "images_per_second": round(float(np.median([line["images_per_second"] for line in training.history])), 1),
     }
-
-
-def command(name: str, recipe: Recipe) -> str:
-    """What to type to train it again."""
-    return shlex.join(["python", "-m", "train", *asked(name, recipe)])
 
 
 def asked(name: str, recipe: Recipe) -> list[str]:
