@@ -175,7 +175,7 @@ def custom_op(name: str):
 
 
 def eager(operator, keep=None, back=None):
-    """The operator, or for plain tensors in an eager step its function as it is: torch.library's way through Python takes 60 us each time, of a step of `quick` 2 to 6%
+    """The operator, or for plain tensors in an eager step its function as it is: torch.library's way through Python takes 60 us each time, of a step of `quick` 1 to 10%
     (`benchmarks/LOG.md`). With `keep` and `back`, which it has been registered with, both for its gradient."""
     function = operator.function
 
