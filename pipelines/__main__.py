@@ -5,10 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from pipelines.convert import ENCODINGS, convert
+from pipelines.convert import ENCODINGS, check, convert
 from pipelines.errors import exit_code
 from pipelines.sources import find
-from pipelines.store import Store, cache_folder
+from pipelines.store import Store
 
 
 def describe(store: Store) -> dict:
@@ -41,7 +41,8 @@ def main() -> None:
         commands.add_parser(name, help=text).add_argument("store")
     arguments = parser.parse_args()
     if arguments.command == "convert":
-        source = find(arguments.source, cache_folder())
+        check(Path(arguments.out), arguments.encoding, arguments.size)  # before a download
+        source = find(arguments.source)
         convert(source, arguments.out, arguments.encoding, arguments.size)
         if source.note:
             print(source.note, file=sys.stderr)

@@ -45,7 +45,9 @@ def sharpness(images_BCHW: torch.Tensor, factors_B: torch.Tensor) -> torch.Tenso
 
 
 def smoothed(images_BCHW: torch.Tensor) -> torch.Tensor:
-    """Pillow's SMOOTH filter, 3x3: the middle counts five times."""
+    """Pillow's SMOOTH filter, 3x3: the middle counts five times. Images that are all border come back as they are."""
+    if min(images_BCHW.shape[2:]) < 3:
+        return images_BCHW
     channels = images_BCHW.shape[1]
     kernel = torch.ones(channels, 1, 3, 3, device=images_BCHW.device)
     kernel[:, :, 1, 1] = 5

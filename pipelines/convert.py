@@ -17,6 +17,7 @@ from pipelines.store import is_utf8, write
 
 ENCODINGS = ("raw", "jpeg")
 QUALITY = 95  # of pictures that were no JPEGs, with encoding "jpeg"
+BLOCK = 1 << 20  # pixels at once, of which NumPy makes eight bytes each to count them
 
 
 def convert(source: Source, out: str | Path, encoding: str = "raw", size: int = 0) -> None:
@@ -28,12 +29,8 @@ def convert(source: Source, out: str | Path, encoding: str = "raw", size: int = 
     Raises `InputError`, and leaves no file, for an image that cannot be read or is of another size
     than the first, and for a place that cannot be written.
     """
-    if encoding not in ENCODINGS:
-        raise InputError(f"encoding {encoding!r}: choose one of {', '.join(ENCODINGS)}")
-    if not 0 <= size <= LARGEST:
-        raise InputError(f"size {size}: give from 1 to {LARGEST} pixels, or 0 to leave the pictures as they are")
     out = Path(out)
-    check_place(out)
+    check(out, encoding, size)
     tensors: dict[str, np.ndarray] = {}
     shape: tuple[int, ...] = ()
     mean, std = None, None
@@ -52,8 +49,12 @@ def convert(source: Source, out: str | Path, encoding: str = "raw", size: int = 
     write(out, tensors, encoding=encoding, **described, classes=source.classes, mean=mean, std=std, source=source.name)
 
 
-def check_place(out: Path) -> None:
-    """Raise `InputError` where no store can be written, before there is any work to lose."""
+def check(out: Path, encoding: str, size: int) -> None:
+    """Raise `InputError` where no such store can be written, before there is any work to lose."""
+    if encoding not in ENCODINGS:
+        raise InputError(f"encoding {encoding!r}: choose one of {', '.join(ENCODINGS)}")
+    if not 0 <= size <= LARGEST:
+        raise InputError(f"size {size}: give from 1 to {LARGEST} pixels, or 0 to leave the pictures as they are")
     if not os.path.isdir(out.parent):
         raise InputError(f"{out.parent}: no such folder: make it, or name another")
     if out.suffix != ".safetensors":  # a source named by mistake stays whole
@@ -140,8 +141,9 @@ def statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     A channel that never varies gets the deviation 1/255, so that it can be divided by.
     """
     counts = np.zeros((images.shape[-1], 256), np.int64)
-    for begin in range(0, len(images), 1024):
-        block = images[begin : begin + 1024].reshape(-1, images.shape[-1])
+    step = max(1, BLOCK // (images.shape[1] * images.shape[2]))
+    for begin in range(0, len(images), step):
+        block = images[begin : begin + step].reshape(-1, images.shape[-1])
         for c, plane in enumerate(block.T):
             counts[c] += np.bincount(plane, minlength=256)
     values, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)

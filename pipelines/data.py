@@ -1,5 +1,6 @@
 """What `--data` means: a store, or a source that is converted once and kept in the cache."""
 
+import glob
 import hashlib
 import os
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from pipelines import shapes
 from pipelines.convert import convert
 from pipelines.errors import InputError
-from pipelines.files import make_folder
+from pipelines.files import make_folder, walk
 from pipelines.sources import NAMED, find
 from pipelines.store import VERSION, Store, cache_folder
 
@@ -26,7 +27,7 @@ def locate(data: str = "", size: int = 0) -> Store:
     cannot be had the embedded `shapes`, which is said on stderr. `size` is the side that a source's pictures are brought to, 0
     leaves them as they are. Raises `InputError` for anything else, and for a store whose images have another size.
     """
-    data = data or os.environ.get("TENFOLD_DATA", "") or ("data" if exists("data") else "")
+    data = data or os.environ.get("TENFOLD_DATA", "") or ("data" if isfile("data") or glob.glob("data/*") else "")
     if data:
         return _store(data, size)
     try:
@@ -38,7 +39,7 @@ def locate(data: str = "", size: int = 0) -> Store:
 
 def _store(data: str, size: int) -> Store:
     path = Path(data)
-    stores = [path] if path.suffix == ".safetensors" else sorted(path.glob("*.safetensors")) if isdir(path) else []
+    stores = [path] if path.suffix == ".safetensors" else _stores(path) if isdir(path) else []
     if len(stores) == 1:
         store = Store(stores[0])
         if size and (store.height, store.width) != (size, size):
@@ -46,9 +47,9 @@ def _store(data: str, size: int) -> Store:
         return store
     if stores and isdir(path):
         raise InputError(f"{data}: {len(stores)} stores in it ({', '.join(p.name for p in stores)}): name one with --data")
-    kept = cache_folder() / f"{path.resolve().name.split('.')[0]}-{_fingerprint(path, size)}.safetensors"
+    kept = cache_folder() / f"{_readable(path)}-{_fingerprint(path, size)}.safetensors"
     if not exists(kept):
-        source = find(data, cache_folder())
+        source = find(data)
         make_folder(kept.parent)
         convert(source, kept, size=size)
         if source.note:
@@ -56,13 +57,34 @@ def _store(data: str, size: int) -> Store:
     return Store(kept)
 
 
+def _stores(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))  # such as the copies that macOS leaves
+
+
+def _readable(path: Path) -> str:
+    """What a source's store is called, for people: a name that any disk and safetensors take."""
+    name = os.path.basename(os.path.abspath(path)).split(".")[0]
+    return name.encode("utf-8", "replace").decode()[:40]
+
+
 def _fingerprint(path: Path, side: int) -> str:
     """Twelve hex digits that change when a source does, or the side it is brought to: of every file's place, size and time, or the name."""
+    facts: list[tuple]
     if isdir(path):
-        files = sorted(p for p in path.rglob("*") if isfile(p))
+        facts = sorted(fact for folder in walk(path) for fact in _facts_within(path, *folder))
     elif exists(path):
-        files = [path]
+        facts = [_facts(path)]
     else:  # a name: an archive, which never changes, or shapes, which change with the code that draws them
-        files = [Path(shapes.__file__)] if str(path) == "shapes" else []
-    facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        facts = [_facts(shapes.__file__)] if str(path) == "shapes" else []
     return hashlib.sha256(repr((VERSION, str(path) if str(path) in NAMED else "", facts, *([side] if side else []))).encode()).hexdigest()[:12]
+
+
+def _facts(file: str | Path) -> tuple:
+    status = os.stat(file)
+    return os.path.realpath(file), status.st_size, status.st_mtime_ns
+
+
+def _facts_within(path: Path, place: str, _, files: list[str]) -> list[tuple]:
+    """Of a folder somewhere in `path`, and of its files: what each is called there, as that says its class, and where it is, to which a link may lead."""
+    inside = os.path.relpath(place, path)
+    return [(inside, os.path.realpath(place)), *((f"{inside}/{name}", *_facts(f"{place}/{name}")) for name in files if isfile(f"{place}/{name}"))]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from ctypes import c_uint64
 from dataclasses import replace
 from multiprocessing import Value
+from os.path import exists  # unlike Path's, False for what may not be looked at
 from pathlib import Path
 
 import numba
@@ -79,7 +80,7 @@ def beton(store: Store, split: str) -> Path:
         raise InputError(f"{store.path}: names no checksums, by which FFCV's copy could be known: {AGAIN}")
     content = repr((CURRENT_VERSION, store.encoding, store.height, store.width, sorted(sums.items())))
     path = cache_folder() / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.beton"
-    if not path.exists():
+    if not exists(path):
         images, labels = store.images(split), store.labels(split)
         make_folder(path.parent)
         with replacing(path) as temporary:
@@ -220,7 +221,7 @@ class Ffcv(Turns):
         return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0):
-        check_start(start)
+        check_start(epoch, start)
         order = self.loader.traversal_order
         order.epoch, order.start, self.augment.epoch = epoch, start, epoch
         batches = Batches(self.loader, order.sample_order(epoch))

@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,16 +21,28 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be made ({error.strerror}): name another folder with TENFOLD_CACHE") from None
 
 
+def walk(folder: Path, onerror: Callable | None = None) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, through links to folders, too; but no folder is gone through twice, so that there is an end."""
+    known = set()
+    for place, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        real = os.path.realpath(place)
+        if real in known:
+            folders.clear()
+            files = []
+        known.add(real)
+        yield place, folders, files
+
+
 @contextmanager
 def replacing(path: str | Path):
-    """Yield a temporary path beside `path`, an empty file; renamed onto it when the block ends well, removed when not.
+    """Yield a temporary path beside `path`, an empty file; renamed onto it when the block ends well, removed when not. A link stays one: it is what it leads to that is replaced.
 
     A writer that is killed leaves its temporary file. The next one of the same path removes it: each is locked while its
     writer lives. Raises `InputError` where the folder cannot be written or is full.
     """
-    path = Path(path)
+    named, path = path, Path(os.path.realpath(path))
     if os.path.isdir(path):
-        raise InputError(f"{path}: is a folder: name a file in it")
+        raise InputError(f"{named}: is a folder: name a file in it")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # its own, whoever else writes here
     try:
         sweep(path)
@@ -40,7 +53,7 @@ def replacing(path: str | Path):
             os.fsync(mine.fileno())
             temporary.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}): free some room or name another folder") from None
+        raise InputError(f"{named}: cannot be written ({error.strerror or error}): free some room or name another folder") from None
     finally:
         try:
             temporary.unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from stat import S_ISREG
 from typing import NoReturn
 
 from pipelines import tars
-from pipelines.errors import InputError
+from pipelines.errors import InputError, plain
+from pipelines.files import walk
 from pipelines.items import Item, Source
 from pipelines.pictures import MOST_BYTES
 from pipelines.plan import order
@@ -20,7 +21,7 @@ from pipelines.store import is_utf8
 LAYOUT = "expected train/<class>/* and test/<class>/*, or <class>/*, or train.tar and test.tar of class folders"
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 NEARLY = {"training", "testing", *(alias for several in SPLITS.values() for alias in several)}  # in any case: folders of splits, taken for classes
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
+SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .gif .ppm .pgm .pbm .pnm .tif .tiff".split())
 UNREAD = tuple(".heic .heif .avif .jxl .jp2 .svg .psd .raw .dng .cr2 .cr3 .nef .arw".split())  # pictures, too, which nothing here decodes
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 HELD_OUT = 5  # of so many images of a class one is tested on, where a source has no test images
@@ -30,14 +31,18 @@ MOST_TEXT = 1 << 22  # bytes of a text file: Tiny-ImageNet's longest has 2.6 MB
 
 @dataclass(frozen=True)
 class Files:
-    """The image files of a split: where they are, their sorted names, what a name's class is, and (place, bytes) of each of some names; the names of pictures that
-    nothing here decodes."""
+    """The image files of a split: where they are, their sorted names, what a name's class is, and (place, bytes) of each of some names.
+
+    What is left out: the names of pictures that nothing here decodes, of images that lie beside the class folders, and of folders without any.
+    """
 
     where: Path
     names: list[str]
     class_of: Callable[[str], str]
     contents: Callable[[list[str]], Iterator[tuple[int, bytes]]]
     unread: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
 
 def image_folder(path: Path) -> Source:
@@ -45,28 +50,32 @@ def image_folder(path: Path) -> Source:
     if isfile(path / "val" / ANNOTATIONS):
         return tiny_imagenet(path)
     found = {}
+    spare: list[str] = []
     for split, aliases in SPLITS.items():
-        places = (p for a in aliases for p in (path / a, *(path / (a + s) for s in TARS)))
-        place = next((p for p in places if (holds_classes(p) if isdir(p) else exists(p))), None)  # a class may be called train
-        if place is not None:
-            found[split] = in_folder(place) if isdir(place) else in_tar(place, tars.index(place))
+        places = [p for a in aliases for p in (path / a, *(path / (a + s) for s in TARS))]
+        places = [p for p in places if (holds_classes(p) if isdir(p) else exists(p))]  # a class may be called train
+        if places:
+            found[split] = in_folder(places[0]) if isdir(places[0]) else in_tar(places[0], tars.index(places[0]))
+            spare += [p.name for p in places[1:]]
     if set(found) == {"train"}:
         alone(path, found["train"].where, [f.name for f in entries(path) if holds_images(f) and f.name not in SPLITS["test"]])
-    return arranged(path, path.resolve().name, found or {"": in_folder(path)})
+    return arranged(path, os.path.basename(os.path.realpath(path)), found or {"": in_folder(path)}, spare)
 
 
 def image_tar(path: Path, members: dict[str, tars.tarfile.TarInfo]) -> Source:
     """One tar of <split>/<class>/<image> or <class>/<image>; a common folder around them is allowed. `members` is its index."""
     found = {}
     around, there = above_classes(members)
+    spare: list[str] = []
     for split, aliases in SPLITS.items():
-        alias = next((a for a in aliases if a in there), None)
-        if alias is not None:
+        named = [a for a in aliases if a in there]
+        spare += named[1:]
+        for alias in named[:1]:
             found[split] = in_tar(path, {n: m for n, m in members.items() if tars.parts(n)[around : around + 1] == [alias]})
     if set(found) == {"train"}:
         folders = {names[around] for names in map(tars.parts, members) if len(names) > around + 1 and is_image(names)}
         alone(path, path / "train", sorted(folders - set(SPLITS["test"])))
-    return arranged(path, path.name.split(".")[0], found or {"": in_tar(path, members)})
+    return arranged(path, path.name.split(".")[0], found or {"": in_tar(path, members)}, spare)
 
 
 def alone(path: Path, train: Path, folders: list[str]) -> None:
@@ -88,7 +97,7 @@ def holds_images(place: Path) -> bool:
     """Whether it is a folder that is not hidden, with images in it, however deep."""
     if not isdir(place) or place.name.startswith("."):
         return False
-    return any(is_image([*Path(inside).relative_to(place).parts, name]) for inside, _, files in os.walk(place) for name in files)
+    return any(is_image([*Path(inside).relative_to(place).parts, name]) for inside, _, files in walk(place) for name in files)
 
 
 def above_classes(members: Iterable[str]) -> tuple[int, set[str]]:
@@ -103,19 +112,20 @@ def above_classes(members: Iterable[str]) -> tuple[int, set[str]]:
     return 0, set()
 
 
-def arranged(path: Path, name: str, found: dict[str, Files]) -> Source:
-    """The source of what was found: both splits, or train (or class folders, "") alone, of which some are then held out."""
+def arranged(path: Path, name: str, found: dict[str, Files], spare: list[str]) -> Source:
+    """The source of what was found: both splits, or train (or class folders, "") alone, of which some are then held out. `spare`: what else is named like a split."""
+    notes = [f"{path}: {' and '.join(spare)} left out, as there is another place of the same split"] * bool(spare)
     if "test" in found:
         if "train" not in found:
             raise InputError(f"{path}: no train images: {LAYOUT}")
-        return source_of(name, found)
+        return source_of(name, found, notes)
     if "" in found:
         classes = sorted({found[""].class_of(n) for n in found[""].names})
         if all(c.lower() in NEARLY for c in classes):  # a net would learn to tell the splits apart
             raise InputError(f"{path}: splits by other names, {', '.join(classes)}: rename them to train and test")
     train, test = held_out(found.get("train") or found[""])
     note = f"{path}: no test images in it: one in {HELD_OUT} of each class ({len(test.names):,} of {len(test.names) + len(train.names):,}) is left out of training to test on"
-    return source_of(f"{name} (one in {HELD_OUT} held out)", {"train": train, "test": test}, note)
+    return source_of(f"{name} (one in {HELD_OUT} held out)", {"train": train, "test": test}, [note, *notes])
 
 
 def held_out(files: Files) -> tuple[Files, Files]:
@@ -134,10 +144,10 @@ def held_out(files: Files) -> tuple[Files, Files]:
     return train, test
 
 
-def source_of(name: str, splits: dict[str, Files], note: str = "", titles: dict[str, str] | None = None) -> Source:
+def source_of(name: str, splits: dict[str, Files], notes: Iterable[str] = (), titles: dict[str, str] | None = None) -> Source:
     """A source of image files; every split must have the same classes, sorted. `titles` are their names for people."""
     owners = {split: [files.class_of(n) for n in files.names] for split, files in splits.items()}
-    note = " ".join(filter(None, (note, left_out(splits))))
+    note = "\n".join(map(plain, (*notes, *left_out(splits))))
     train, test = set(owners["train"]), set(owners["test"])
     for odd in sorted(train ^ test):
         raise InputError(f"{splits['test'].where}: class {odd!r:.200} is not in both train and test: give both the same class folders")
@@ -155,15 +165,24 @@ def source_of(name: str, splits: dict[str, Files], note: str = "", titles: dict[
     return Source(readable, classes, {s: (len(files.names), partial(items, s)) for s, files in splits.items()}, note)
 
 
-def left_out(splits: dict[str, Files]) -> str:
-    """What to say of pictures that nothing here decodes, "" where there are none. Raises `InputError` where a class has no others."""
+def left_out(splits: dict[str, Files]) -> list[str]:
+    """What to say of what is left out. Raises `InputError` where a class has no pictures but such as nothing here decodes."""
     for files in splits.values():
         for owner in sorted({files.class_of(n) for n in files.unread} - {files.class_of(n) for n in files.names}):
             raise InputError(
                 f"{files.where}/{owner}: no pictures of a kind that is read here, but others ({kinds(files.unread)}): make JPEG or PNG files of them"
             )
-    unread = list({f"{files.where}/{n}": None for files in splits.values() for n in files.unread})
-    return f"{len(unread):,} pictures of kinds that are not read here ({kinds(unread)}) are left out: make JPEG or PNG files of them" if unread else ""
+    unread, loose, empty = (
+        list({f"{files.where}/{n}": None for files in splits.values() for n in getattr(files, kind)}) for kind in ("unread", "loose", "empty")
+    )
+    lines = []
+    if unread:
+        lines.append(f"{len(unread):,} pictures of kinds that are not read here ({kinds(unread)}) are left out: make JPEG or PNG files of them")
+    if loose:
+        lines.append(f"{len(loose):,} pictures beside the class folders are left out, such as {loose[0]}")
+    if empty:
+        lines.append(f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}: no pictures in it, and so no class")
+    return lines
 
 
 def kinds(names: list[str]) -> str:
@@ -217,23 +236,29 @@ def in_tar(path: Path, members: dict[str, tars.tarfile.TarInfo]) -> Files:
     around, there = above_classes(members)
     place = around + bool(there)
     names, unread = (sorted(n for n in members if len(tars.parts(n)) >= place + 2 and is_image(tars.parts(n), suffixes)) for suffixes in (SUFFIXES, UNREAD))
+    loose = sorted(n for n in members if 0 < len(tars.parts(n)) < place + 2 and is_image(tars.parts(n)))
     if not names:
         raise InputError(f"{path}: no images in it: {LAYOUT}")
-    return Files(path, names, lambda name: tars.parts(name)[place], lambda chosen: tars.contents(path, [members[n] for n in chosen], MOST_BYTES), unread)
+    return Files(path, names, lambda name: tars.parts(name)[place], lambda chosen: tars.contents(path, [members[n] for n in chosen], MOST_BYTES), unread, loose)
 
 
 def in_folder(path: Path) -> Files:
     """The images of <path>/<class>/, those of folders in it included."""
-    names, unread = [], []
-    for owner in (f for f in entries(path) if isdir(f) and not f.name.startswith(".")):
-        for place, folders, files in os.walk(owner, onerror=listed):
+    names: list[str] = []
+    unread: list[str] = []
+    empty, inner = [], [f for f in entries(path) if not f.name.startswith(".")]
+    for owner in filter(isdir, inner):
+        before = len(names) + len(unread)
+        for place, folders, files in walk(owner, onerror=listed):
             inside = Path(place).relative_to(path).as_posix()
             names += [f"{inside}/{name}" for name in (*files, *folders) if is_image([name])]  # a folder of such a name is refused when it is read
             unread += [f"{inside}/{name}" for name in files if is_image([name], UNREAD)]
             folders[:] = [name for name in folders if not name.startswith(".") and not is_image([name])]
+        empty += [owner.name] * (len(names) + len(unread) == before)
     if not names:
         raise InputError(f"{path}: no images in it: {LAYOUT}")
-    return Files(path, sorted(names), lambda name: name.split("/")[0], partial(from_folder, path), sorted(unread))
+    loose = sorted(f.name for f in inner if is_image([f.name]) and not isdir(f))
+    return Files(path, sorted(names), lambda name: name.split("/")[0], partial(from_folder, path), sorted(unread), loose, sorted(empty))
 
 
 def entries(path: Path) -> list[Path]:

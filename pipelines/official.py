@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from os.path import isfile  # unlike Path's, False for what may not be looked at
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -97,8 +98,11 @@ def download(name: str, folder: Path) -> Path:
 def fetched(url: str, md5: str, folder: Path) -> Path:
     """The file of `url` in `folder`, fetched unless it is there, with a progress bar; its md5 is checked."""
     target = folder / url.rsplit("/", 1)[1]
-    if target.is_file() and _md5(target) == md5:
-        return target
+    try:
+        if isfile(target) and _md5(target) == md5:
+            return target
+    except OSError as error:
+        raise InputError(f"{target}: cannot be read ({error.strerror}): allow it, or name another folder with TENFOLD_CACHE") from None
     blocks, total = _fetch(url)
     make_folder(folder)
     with replacing(target) as part:

@@ -175,13 +175,15 @@ def part_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
     return min(2 * first, count), min(2 * (first + whole + (rank < more)), count)
 
 
-def check_start(step: int) -> None:
-    """Raise `InputError` unless an epoch can begin at that step."""
+def check_start(epoch: int, step: int) -> None:
+    """Raise `InputError` unless there is an epoch of that number, and it can begin at that step."""
+    if not 0 <= epoch <= MASK:  # beyond, Python's hash and the kernels' are two
+        raise InputError(f"epoch {epoch}: give an integer from 0 to {MASK}")
     if step < 0:
         raise InputError(f"start {step}: give a step from 0 on")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays are compared by element
 class Plan:
     """The schedule of one pipeline: which samples make each batch, and what happens to them.
 
@@ -257,7 +259,7 @@ class Plan:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """Yield the ids (int64[B], fewer in a last batch that is kept) of each step from `start` on. Raises `InputError` for one before the first."""
-        check_start(start)
+        check_start(epoch, start)
         ids = self.order(epoch)
         for step in range(start, self.steps):
             yield ids[step * self.part : (step + 1) * self.part]

@@ -63,7 +63,7 @@ class ResidentGPU(Turns):
         return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        check_start(start)
+        check_start(epoch, start)
         step = start
         while step < self.plan.steps:
             try:

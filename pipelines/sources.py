@@ -14,6 +14,7 @@ from pipelines import folders, official, shapes, svhn, tars
 from pipelines.errors import InputError
 from pipelines.items import Item, Source
 from pipelines.official import ARCHIVES, download
+from pipelines.store import cache_folder
 
 NAMED = ("shapes", *ARCHIVES, "svhn")
 
@@ -21,7 +22,7 @@ NAMED = ("shapes", *ARCHIVES, "svhn")
 def find(name: str | Path, cache: Path | None = None) -> Source:
     """The source that a name or a path means.
 
-    name   one of `NAMED` (downloaded into `cache`, but for "shapes"), or the path of an official archive (a tar, its extracted
+    name   one of `NAMED` (downloaded into `cache`, else `cache_folder()`, but for "shapes"), or the path of an official archive (a tar, its extracted
            folder, or the folder around either), of SVHN's folder, of Tiny-ImageNet's, or of an image folder or tar of
            <split>/<class>/<image> or <class>/<image>
     Raises `InputError` where nothing is there, or it is none of these.
@@ -31,15 +32,15 @@ def find(name: str | Path, cache: Path | None = None) -> Source:
         if str(name) == "shapes":
             return drawn()
         if str(name) == "svhn":
-            return svhn.source(svhn.download(cache or Path(".")))
+            return svhn.source(svhn.download(cache or cache_folder()))
         if str(name) in ARCHIVES:
-            return archive(download(str(name), cache or Path(".")))
+            return archive(download(str(name), cache or cache_folder()))
         raise InputError(f"{path}: no such file or folder: give a store, a source, or one of {', '.join(NAMED)}")
     if isdir(path):
         return folder(path)
     if not isfile(path):
         raise InputError(f"{path}: neither a file nor a folder: give a store, an archive or an image folder")
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(path) and begins(path, b"PK"):  # a tar whose last file is a zip ends like one
         raise InputError(f"{path}: a zip archive: unpack it, and name the folder")
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: a store, not what one is made of: name its source")
@@ -47,6 +48,11 @@ def find(name: str | Path, cache: Path | None = None) -> Source:
         raise InputError(f"{path}: one picture: name the folder around its class folders")
     members = tars.index(path)
     return archive(path) if official.kind(members) else folders.image_tar(path, members)
+
+
+def begins(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def folder(path: Path) -> Source:

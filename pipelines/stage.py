@@ -74,6 +74,8 @@ class Stage(Turns):
         self.scaling = torch.tensor([mean, std])[..., None, None]
         if extra.erase > min(self.plan.height, self.plan.width):
             raise InputError(f"erase {extra.erase} is larger than the {self.plan.height}x{self.plan.width} images")
+        if extra.erase_p and extra.erase and len(extra.erase_fill) != len(mean):
+            raise InputError(f"erase_fill has {len(extra.erase_fill)} values, the images {len(mean)} channels: give a value a channel")
         if (extra.grey_p or extra.contrast or extra.saturation) and len(mean) != 3:
             raise InputError(f"grey, contrast and saturation need three channels, the images have {len(mean)}")
 

@@ -139,6 +139,8 @@ class Store:
         """The i-th image's JPEG file, byte for byte as it was converted; only with encoding "jpeg"."""
         if self.encoding != "jpeg":
             raise InputError(f"{self.path}: holds raw pixels, no JPEGs: convert with --encoding jpeg")
+        if not 0 <= i < self.count(split):
+            raise InputError(f"{self.path}: no image {i} of {split}; it has {self.count(split)}")
         begin, end = self._tensors[f"{split}.offsets"][i : i + 2]
         head = self._tensors[f"{split}.header_ids"][i]
         first, last = self._tensors[f"{split}.header_offsets"][head : head + 2]
@@ -174,7 +176,10 @@ class Store:
 
 def cache_folder() -> Path:
     """Where downloads and converted sources are kept: $TENFOLD_CACHE, else ~/.cache/tenfold."""
-    return Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
+    try:
+        return Path(os.environ.get("TENFOLD_CACHE") or "~/.cache/tenfold").expanduser()
+    except RuntimeError:  # a user without a home, as in many a container
+        raise InputError("no home folder, in which downloads and converted sources could be kept: name a folder with TENFOLD_CACHE") from None
 
 
 def read(store: str | Path | Store) -> Store:

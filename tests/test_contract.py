@@ -182,6 +182,9 @@ def test_every_pipeline_refuses_what_none_can_do(name, store, monkeypatch):
             opened(name, store, **options)
     with pytest.raises(InputError, match="start -1: give a step from 0 on"):
         next(iter(opened(name, store, batch_size=16).epoch(0, start=-1)))
+    for epoch in (-1, 2**32):  # of which kernels and NumPy would make two
+        with pytest.raises(InputError, match=f"epoch {epoch}: give an integer from 0 to 4294967295"):
+            next(iter(opened(name, store, batch_size=16).epoch(epoch)))
 
 
 def test_workers_are_as_many_as_the_process_may_use_cores(store, monkeypatch):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipelines import data, official
 from pipelines.errors import InputError
+from pipelines.store import cache_folder
 
 
 def pictures(folder, count=3):
@@ -59,6 +60,52 @@ def test_a_source_is_converted_once_and_again_when_it_changes(cache, tmp_path, m
     assert data.locate(str(folder)).count("train") == 5
 
 
+def test_what_links_lead_to_is_part_of_the_source(cache, tmp_path):
+    """Class folders that lie elsewhere, and pictures in a pool, of which a class is only links."""
+    for owner in ("one", "two"):
+        pictures(tmp_path / "disk" / owner)
+        (tmp_path / owner / "own").mkdir(parents=True)
+        for split in ("train", "test"):
+            (tmp_path / owner / "own" / split).symlink_to(tmp_path / "disk" / owner / split)
+    (tmp_path / "disk/two/train/cat/2.png").unlink()
+    one, two = (data.locate(str(tmp_path / owner / "own")) for owner in ("one", "two"))
+    assert (one.count("train"), two.count("train")) == (6, 5)
+    (tmp_path / "disk/one/train/dog/2.png").unlink()
+    assert data.locate(str(tmp_path / "one" / "own")).count("train") == 5
+    pool = tmp_path / "disk/two/test"
+    for i, name in enumerate(("cat", "cat", "dog", "dog")):
+        (tmp_path / "linked" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "linked" / name / f"{i}.png").symlink_to(pool / name / f"{i % 2}.png")
+    assert data.locate(str(tmp_path / "linked")).classes == ("cat", "dog")
+    (tmp_path / "linked" / "cat").rename(tmp_path / "linked" / "ant")
+    assert data.locate(str(tmp_path / "linked")).classes == ("ant", "dog")
+
+
+def test_a_folder_of_any_name_is_converted(cache, tmp_path):
+    for name in (b"caf\xe9", b"n" * 230, "ü".encode() * 120, b"a\nb"):
+        assert data.locate(os.fsdecode(bytes(tmp_path) + b"/" + name) if pictures(tmp_path / os.fsdecode(name)) else "").count("train") == 6
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("loop", "a\0b"):
+        with pytest.raises(InputError, match="no such file or folder"):
+            data.locate(name)
+
+
+def test_copies_that_macos_leaves_are_no_stores(cache, tmp_path):
+    made = make_store(tmp_path / "data.safetensors")
+    (tmp_path / "._data.safetensors").write_bytes(b"?")
+    assert data.locate(str(tmp_path)).sha256 == made.sha256
+
+
+def test_a_cache_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, path in (("", ".cache/tenfold"), ("~/x", "x")):
+        monkeypatch.setenv("TENFOLD_CACHE", given)
+        assert cache_folder() == tmp_path / path
+    monkeypatch.setenv("TENFOLD_CACHE", "~nobody-of-this-name/x")
+    with pytest.raises(InputError, match="name a folder with TENFOLD_CACHE"):
+        cache_folder()
+
+
 def test_the_environment_names_the_data(cache, tmp_path, monkeypatch):
     made = make_store(tmp_path / "named.safetensors")
     monkeypatch.setenv("TENFOLD_DATA", str(made.path))
@@ -66,6 +113,7 @@ def test_the_environment_names_the_data(cache, tmp_path, monkeypatch):
 
 
 def test_without_data_or_network_shapes_are_trained_on_and_it_says_so(cache, monkeypatch, capsys):
+    Path("data").mkdir()  # in which there is nothing
     nowhere = official.ARCHIVES["cifar10"].__class__(**{**vars(official.ARCHIVES["cifar10"]), "url": "file:///nowhere/cifar-10-python.tar.gz"})
     monkeypatch.setitem(official.ARCHIVES, "cifar10", nowhere)
     store = data.locate()

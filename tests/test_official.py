@@ -104,6 +104,18 @@ def test_download_is_checked_and_kept(served, tmp_path):
     assert find("cifar10", cache).name == "cifar10"  # from the cache, the remote is gone
 
 
+def test_an_archive_that_may_not_be_read_is_named(served, tmp_path, monkeypatch, refused):
+    cache, _ = served
+    monkeypatch.setenv("TENFOLD_CACHE", str(cache))
+    find("cifar10")
+
+    def closed(path):  # as root every file can be read, so this one only says that it cannot
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(official, "_md5", closed)
+    refused("cifar10", cache / "cifar-10-python.tar.gz", "Permission denied", "TENFOLD_CACHE")
+
+
 def test_download_that_fails_leaves_nothing(served, tmp_path, monkeypatch, refused):
     cache, _ = served
     monkeypatch.setenv("TENFOLD_CACHE", str(cache))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -82,6 +83,33 @@ def test_pictures_that_nothing_decodes_are_counted_and_no_class_is_lost(tmp_path
     refused(write_tar(tmp_path / "e.tar", files | {"train/cow/0.heic": b"?", "test/cow/0.heic": b"?"}), "cow", "make JPEG or PNG files of them")
 
 
+def test_what_is_left_out_is_said(tmp_path):
+    files = images() | {"0.png": b"?", "cover.jpg": b"?", "ant/more/0.jfif": encoded(picture(), "JPEG"), "bee/0.pgm": encoded(picture()[:, :, 0], "PPM")}
+    (write_folder(tmp_path / "d", files) / "cow").mkdir()
+    write_tar(tmp_path / "d.tar", files)
+    for place in ("d", "d.tar"):
+        found = find(tmp_path / place)
+        assert sum(count for count, _ in found.splits.values()) == 8 and found.classes == ("ant", "bee")
+        said = [f"2 pictures beside the class folders are left out, such as {tmp_path / place}/0.png"]
+        assert found.note.splitlines()[1:] == said + [f"{tmp_path}/d/cow: no pictures in it, and so no class"] * (place == "d")
+    splits = {f"{split}/{name}": data for split in ("train", "val", "test") for name, data in images().items()}
+    for place in (write_folder(tmp_path / "s", splits), write_tar(tmp_path / "s.tar", splits)):
+        assert find(place).note == f"{place}: val left out, as there is another place of the same split"
+
+
+def test_links_to_folders_are_gone_through_once(tmp_path):
+    elsewhere = write_folder(tmp_path / "elsewhere", images())
+    source = write_folder(tmp_path / "s", images(first=50))
+    (source / "ant/more").symlink_to(elsewhere / "ant")
+    (source / "cow").symlink_to(elsewhere / "bee")
+    (source / "bee/loop").symlink_to(source / "bee")
+    (elsewhere / "bee/around").symlink_to(tmp_path)  # through which all of it would be found without an end
+    found = find(source)
+    assert found.classes == ("ant", "bee", "cow")
+    read = sorted(item.where for _, items in found.splits.values() for item in items() if "/around/" not in item.where)
+    assert read == sorted(f"{source}/{name}/{i}.png" for name in ("ant", "ant/more", "bee", "cow") for i in range(3))
+
+
 def test_links_and_devices_in_a_tar_are_no_images(tmp_path):
     extra = []
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE):
@@ -138,6 +166,11 @@ def test_what_is_no_archive_is_not_called_a_damaged_one(tmp_path, refused):
     refused(tmp_path / "a.safetensors", "a store, not what one is made of")
     (tmp_path / "a.PNG").write_bytes(encoded(picture()))
     refused(tmp_path / "a.PNG", "one picture: name the folder around")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as made:
+        made.writestr("ant/0.png", encoded(picture()))
+    refused(tmp_path / "a.zip", "a zip archive: unpack it")
+    last = write_tar(tmp_path / "a.tar", images(each=5) | {"last.zip": (tmp_path / "a.zip").read_bytes()})
+    assert zipfile.is_zipfile(last) and find(last).classes == ("ant", "bee")
 
 
 @pytest.mark.parametrize("splits", [("Training", "Testing"), ("TRAIN", "Val")])
@@ -280,6 +313,13 @@ def test_places_that_cannot_take_a_store(tmp_path, monkeypatch, capfd):
         error = capfd.readouterr().err
         assert error.count("\n") == 1 and "Traceback" not in error
     assert tar.read_bytes() == before
+
+
+def test_what_cannot_be_written_is_refused_before_a_download(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sources, "download", lambda *_: pytest.fail("a download"))
+    for words in (["out.txt"], [str(tmp_path / "s.safetensors"), "--size", "9999"]):
+        monkeypatch.setattr(sys, "argv", ["pipelines", "convert", "cifar10", *words])
+        assert exit_code(main) == 2 and capfd.readouterr().err.count("\n") == 1
 
 
 def test_the_command_line_itself(tmp_path):

@@ -84,14 +84,17 @@ def test_same_choices_in_any_batch_size_dtype_and_memory_format(store):
 def test_what_cannot_be_is_refused(store):
     with pytest.raises(InputError, match="erase 40"):
         pair(store, Extra(erase_p=1.0, erase=40))
+    with pytest.raises(InputError, match="erase_fill has 1 values, the images 3 channels"):
+        pair(store, Extra(erase_p=1.0, erase=4, erase_fill=(0.0,)))
 
 
+@pytest.mark.parametrize("shape", [(12, 10), (2, 10)])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "sharpness"])
-def test_colours_are_torchvisions(name):
+def test_colours_are_torchvisions(name, shape):
     from torchvision.transforms.v2 import functional as V
 
     torch.manual_seed(0)
-    images, factors = torch.rand(5, 3, 12, 10), torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0])
+    images, factors = torch.rand(5, 3, *shape), torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0])
     ours = getattr(colour, name)(images, factors)
     theirs = torch.stack([getattr(V, f"adjust_{name}")(image, float(factor)) for image, factor in zip(images, factors)])
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # torchvision's luma has four digits

@@ -186,6 +186,17 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err == "interrupted\n" * 2
 
 
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path):
+    """A store that was put on a larger disk stays there, also one that is not there yet."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "large" / "real.safetensors")
+    for train in (20, 30):
+        made = make_store(tmp_path / "link.safetensors", train=train)
+        assert (tmp_path / "link.safetensors").is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == ["large", "link.safetensors"]
+        assert [p.name for p in (tmp_path / "large").iterdir()] == ["real.safetensors"]
+        assert Store(tmp_path / "large" / "real.safetensors").sha256 == made.sha256
+
+
 def test_two_writers_of_one_path_both_end_well(tmp_path):
     path = tmp_path / "s.safetensors"
     with replacing(path) as one, replacing(path) as other:
