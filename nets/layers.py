@@ -82,17 +82,20 @@ def norm(kind: str, channels: int, groups: int = 8, ghost: int = 32) -> nn.Modul
 class Block(nn.Sequential):
     """Convolution, norm and, where there is one, activation. On a processor the latter, and a 2x2 max-pool or a shortcut behind them, may be one operator (`normed_cpu.py`)."""
 
-    def forward(self, images_NCHW: torch.Tensor, shortcut: torch.Tensor | None = None, pools: bool = False) -> torch.Tensor:
-        """With a shortcut to be added, or a pool, where it `fuses` them."""
+    def forward(self, images_NCHW: torch.Tensor, shortcut: torch.Tensor | None = None, pool: nn.Module | None = None) -> torch.Tensor:
+        """With a shortcut added, or a 2x2 max-pool behind."""
         convolution, norm, *activations = self
         out, activation = convolution(images_NCHW), next(iter(activations), None)
-        if normed_cpu.takes(norm, activation, out):
-            return normed_cpu.normed(norm, activation, out, shortcut, pools)
-        return norm(out) if activation is None else activation(norm(out))
+        if normed_cpu.takes(norm, activation, out) and self.fits(out, shortcut, pool):
+            return normed_cpu.normed(norm, activation, out, shortcut, pool is not None)
+        out = norm(out) if activation is None else activation(norm(out))
+        out = out if pool is None else pool(out)
+        return out if shortcut is None else shortcut + out
 
-    def fuses(self, images_NCHW: torch.Tensor) -> bool:
-        """Whether they are one operator for such images, of which the convolution keeps the size."""
-        return normed_cpu.takes(self[1], self[2] if len(self) > 2 else None, images_NCHW)
+    @staticmethod
+    def fits(out_NCHW: torch.Tensor, shortcut: torch.Tensor | None, pool: nn.Module | None) -> bool:
+        """Whether a shortcut is of the same shape, and a pool has a pixel left; of others torch says what is wrong."""
+        return (shortcut is None or shortcut.shape == out_NCHW.shape) and (pool is None or min(out_NCHW.shape[2:]) > 1)
 
 
 def block(
@@ -122,12 +125,8 @@ class Stage(nn.Sequential):
         modules = list(self)
         while modules:
             module = modules.pop(0)
-            pools = modules and halves(modules[0]) and isinstance(module, Block) and module.fuses(images_NCHW)
-            if pools and min(images_NCHW.shape[2:]) > 1:  # of a smaller map torch's own pool says that nothing is left
-                images_NCHW = module(images_NCHW, pools=True)
-                modules.pop(0)
-            else:
-                images_NCHW = module(images_NCHW)
+            pools = modules and halves(modules[0]) and isinstance(module, Block)
+            images_NCHW = module(images_NCHW, pool=modules.pop(0)) if pools else module(images_NCHW)
         return images_NCHW
 
 
@@ -145,12 +144,12 @@ class Residual(nn.Module):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         *before, last = self.body
-        if isinstance(last, Block) and last.fuses(images_NCHW):
-            out = images_NCHW
-            for module in before:
-                out = module(out)
-            return last(out, images_NCHW)
-        return images_NCHW + self.body(images_NCHW)
+        if not isinstance(last, Block):
+            return images_NCHW + self.body(images_NCHW)
+        out = images_NCHW
+        for module in before:
+            out = module(out)
+        return last(out, images_NCHW)
 
 
 def global_max(images_NCHW: torch.Tensor) -> torch.Tensor:

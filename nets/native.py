@@ -41,7 +41,7 @@ def library(name: str) -> ctypes.CDLL | None:
         headers = b"".join(header.read_bytes() for header in sorted(HEADER.parent.glob("*.h")))
         told = source.read_bytes() + headers + "\0".join((*compiler, *FLAGS, processor())).encode()
         kept = source.parent / "__pycache__" / f"{name}-{hashlib.sha256(told).hexdigest()[:16]}.so"
-        if not kept.exists():
+        if not os.access(kept, os.R_OK):  # also where another user's is there, who kept it to himself
             kept = make(compiler, source, kept)
         return ctypes.CDLL(str(kept))
     except (OSError, ValueError, subprocess.SubprocessError):
@@ -62,7 +62,7 @@ def fast_halves(name: str) -> bool:
 
 def exporting() -> bool:
     """Whether the net is being made a program for any machine, which has no kernels of ours. In torch.compile torch 2.11 says of itself that it exports."""
-    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return (torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()) or torch.jit.is_tracing()
 
 
 def known_to(operator: str, images: Tensor, half: bool = False) -> bool:
@@ -96,6 +96,7 @@ def make(compiler: list[str], source: Path, path: Path) -> Path:
     os.close(handle)
     try:
         subprocess.run([*compiler, *FLAGS, "-o", made, str(source), "-lm"], check=True, capture_output=True, timeout=120)
+        os.chmod(made, 0o755)  # one installation may be for all users of a machine
         os.replace(made, path)
     finally:
         Path(made).unlink(missing_ok=True)
@@ -106,7 +107,7 @@ def elsewhere() -> Path:
     """A folder for what cannot lie beside its source: the user's cache, as `pipelines` have it, or, where that is another's too, one of this process, which is removed
     when it ends."""
     try:
-        folder = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
+        folder = Path(os.environ.get("TENFOLD_CACHE") or "~/.cache/tenfold").expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o002:  # who may write there could have us run a library of theirs

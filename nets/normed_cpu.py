@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nets.native import custom_op, done, each_net, eager, known_to, library, map_of, ordered, place as address
+from nets.native import custom_op, done, each_net, eager, known_to, library, map_of, ordered, place as address, plain
 
 NAME = "normed_cpu"
 LEAST = 16  # channels that a vector of 512 bits holds
@@ -28,9 +28,11 @@ def takes(norm: nn.Module, activation: nn.Module | None, images_NCHW: Tensor) ->
         return False
     if norm.weight.dtype != torch.float32 or norm.num_features % LEAST or not known_to(NAME, images_NCHW, half=True):
         return False
+    if images_NCHW.shape[1] != norm.num_features:  # of which torch says that it does not fit
+        return False
     if norm.training:
         return norm.momentum is not None and images_NCHW[:, 0].numel() > 1
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return not torch.is_grad_enabled() and plain([images_NCHW])
 
 
 def normed(norm: Any, activation: nn.Module | None, images_NCHW: Tensor, shortcut: Tensor | None = None, pools: bool = False) -> Tensor:

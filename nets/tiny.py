@@ -80,7 +80,7 @@ class Block(Look):
         is for any machine."""
         if gated is None or not images_NCHW.is_cuda or images_NCHW.dtype.itemsize != 2 or exporting():
             return False
-        return type(self.norm) is ChannelNorm and not (self.training and self.dropout.p) and images_NCHW.shape[1] <= gated.MOST
+        return self.blends(images_NCHW) and images_NCHW.shape[1] <= gated.MOST
 
     def fused(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
         """The same by one operator."""
@@ -88,9 +88,12 @@ class Block(Look):
 
     def nativable(self, images_NCHW: torch.Tensor) -> bool:
         """Whether a processor's operator can do it, for which channels go by eights."""
-        if type(self.norm) is not ChannelNorm or (self.training and self.dropout.p) or images_NCHW.shape[1] % 8:
-            return False
-        return known_to(gated_cpu.NAME, images_NCHW, half=True)
+        return known_to(gated_cpu.NAME, images_NCHW, half=True) and self.blends(images_NCHW) and images_NCHW.shape[1] % 8 == 0
+
+    def blends(self, images_NCHW: torch.Tensor) -> bool:
+        """Whether it is what the operators do, of images of its own channels and at least one pixel: of others torch says that they do not fit."""
+        fits = images_NCHW.shape[1] == self.look.in_channels and images_NCHW.shape[2] * images_NCHW.shape[3] > 0
+        return fits and type(self.norm) is ChannelNorm and not (self.training and self.dropout.p)
 
     def native(self, images_NCHW: torch.Tensor, own: Any) -> torch.Tensor:
         """The same by one operator, which gives planes; in float32, but for its products, where autocast would have less, which takes a processor longer."""
@@ -126,8 +129,9 @@ class Grouped(nn.Conv2d):
 
     def nativable(self, images_NCHW: torch.Tensor) -> bool:
         """Whether a processor's operator can do it: of planes, as the blocks' own gives them, and whole windows."""
-        whole = images_NCHW.is_contiguous() and images_NCHW.shape[2] % 2 == images_NCHW.shape[3] % 2 == 0
-        return whole and known_to(grouped_cpu.NAME, images_NCHW, half=True)
+        if not known_to(grouped_cpu.NAME, images_NCHW, half=True):
+            return False
+        return images_NCHW.shape[1] == self.in_channels and images_NCHW.is_contiguous() and images_NCHW.shape[2] % 2 == images_NCHW.shape[3] % 2 == 0
 
     def dense(self, images_NCHW: torch.Tensor) -> bool:
         """Whether zeros are the faster way here."""

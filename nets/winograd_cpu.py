@@ -30,8 +30,8 @@ def takes(convolution: nn.Conv2d, images_NIHW: Tensor) -> bool:
         return False
     if not known_to(NAME, images_NIHW, half=fast_halves(NAME) and not AMX):  # before the count is looked at: an exported program takes any
         return False
-    count, _, height, width = images_NIHW.shape
-    fits = convolution.in_channels % LEAST == convolution.out_channels % LEAST == 0
+    count, inputs, height, width = images_NIHW.shape
+    fits = inputs == convolution.in_channels and inputs % LEAST == convolution.out_channels % LEAST == 0  # of others torch says that they do not
     return fits and min(height, width) > 1 and count * squares(height, width, best(height, width)) >= SQUARES
 
 

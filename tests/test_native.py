@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import nets
-from nets import gated_cpu, grouped_cpu, native, normed_cpu, winograd_cpu
+from nets import gated_cpu, grouped_cpu, layers, native, normed_cpu, tiny, winograd_cpu
 
 COMPILER = shlex.split(os.environ.get("CC", "cc"))
 NAMES = (gated_cpu.NAME, grouped_cpu.NAME, normed_cpu.NAME, winograd_cpu.NAME)
@@ -114,6 +115,54 @@ def test_a_cache_that_others_may_write_to_holds_no_libraries(tmp_path, monkeypat
     assert native.elsewhere() == tmp_path
     tmp_path.chmod(0o777)
     assert native.elsewhere() != tmp_path
+
+
+def test_what_is_made_is_for_all_users_and_what_may_not_be_read_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    source = native.HEADER.with_name(f"{NAMES[0]}.c")
+    made = native.make(COMPILER, source, tmp_path / "made.so")
+    assert made.stat().st_mode & 0o777 == 0o755
+    looked = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).suffix != ".so" and looked(path, mode))  # as root every file can be read
+    monkeypatch.setattr(native, "make", lambda compiler, source, kept: made)
+    assert native.library.__wrapped__(NAMES[0])._name == str(made)
+
+
+WRONG = {
+    "convolution": (lambda: layers.Conv2d(32, 32, 3, padding=1, bias=False), (4, 16, 16, 16)),
+    "norm": (lambda: layers.Block(nn.Conv2d(3, 512, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()), (2, 3, 8, 8)),
+    "shortcut of other channels": (lambda: layers.Residual(layers.block(16, 32)), (4, 16, 16, 16)),
+    "shortcut of another size": (lambda: layers.Residual(layers.block(16, 16, stride=2)), (4, 16, 16, 16)),
+    "pool of nothing": (lambda: layers.Stage(layers.block(16, 16), nn.MaxPool2d(2)), (4, 16, 1, 4)),
+    "tiny block, too few": (lambda: tiny.Block(16, "channel", 0.0), (4, 8, 8, 8)),
+    "tiny block, too many": (lambda: tiny.Block(16, "channel", 0.0), (4, 32, 8, 8)),
+    "tiny block without pixels": (lambda: tiny.Block(16, "channel", 0.0), (4, 16, 0, 4)),
+    "between stages": (lambda: tiny.Grouped(16, 24), (4, 8, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("made, shape", WRONG.values(), ids=WRONG)
+def test_what_does_not_fit_is_refused_as_by_torch(made, shape, training):
+    """And nothing is read or written beside the maps."""
+    net = made().train(training)
+    with torch.set_grad_enabled(training), pytest.raises(RuntimeError):
+        net(torch.randn(shape))
+
+
+@pytest.mark.parametrize("name", ["quick", "level1", "tiny10k"])
+def test_who_looks_on_in_a_test_pass_sees_operations_of_torch(name):
+    net, images = nets.load(name).eval(), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        logits = net(images)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert net(mode.from_tensor(images)).shape == logits.shape
+        torch.testing.assert_close(torch.func.vmap(lambda image: net(image[None])[0])(images), logits, rtol=1e-4, atol=1e-5)
+    for learns in (False, True):
+        with torch.set_grad_enabled(learns):
+            traced = torch.jit.trace(net, images)
+            torch.testing.assert_close(traced(images), logits, rtol=1e-4, atol=1e-5)
+            assert "tenfold" not in str(traced.inlined_graph)
 
 
 @pytest.mark.parametrize("name", ["quick", "tiny10k"])
