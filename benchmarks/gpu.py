@@ -79,7 +79,8 @@ def steps(folder: Path, data: str, device: str, quick: bool, peers: tuple[str, .
         if programs:
             return Step(f"programs-{entry.name}", command, f"Programs for {entry.name}; its figures mean nothing.", most=most, after="machine", beside=True)
         skip = "kernels for a CUDA device" if entry.kernels and device != "cuda" else ""
-        return Step(entry.name, command, entry.asks, entry.result, least=0 if quick else entry.least, most=most, after=entry.after, skip=skip)
+        limits = dict(least=0 if quick else entry.least, most=most, goes_on="--out" in entry.writes)  # a folder, which keeps what is finished
+        return Step(entry.name, command, entry.asks, entry.result, after=entry.after, skip=skip, **limits)
 
     tested = [tests] if "tests" in (only or names) else []
     return [first, *tested, *(benchmark(entry, True) for entry in wanted if entry.programs), *map(benchmark, wanted)]
@@ -109,7 +110,7 @@ def identity() -> str:
         return here
     digest = hashlib.sha256()
     for folder in ("pipelines", "nets", "train", "benchmarks", "tests"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
+        for file in sorted(f for f in (ROOT / folder).rglob("*") if f.suffix in (".py", ".c", ".h")):
             digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
     return f"{here or 'sources-'}{digest.hexdigest()[:8]}"
 

@@ -48,6 +48,7 @@ class Step:
     after    a step that must be done before
     skip     a reason to skip it that is known beforehand
     beside   times nothing, and may run beside others that do not
+    goes_on  keeps what it has when it is killed, and goes on with it: any time brings it further
     """
 
     name: str
@@ -60,6 +61,7 @@ class Step:
     after: str = ""
     skip: str = ""
     beside: bool = False
+    goes_on: bool = False
 
 
 @dataclass
@@ -158,7 +160,7 @@ def _why_not(step: Step, entry: dict, limit: float, index: Index) -> str:
         return f"{step.after} is not done"
     if entry.get("state") == "failed" and entry["tries"] >= TRIES:
         return f"failed {TRIES} times: {entry['reason']}"
-    if entry.get("state") == "stopped" and limit <= entry["limit"]:
+    if entry.get("state") == "stopped" and limit <= entry["limit"] and not step.goes_on:
         return f"{entry['limit']:.0f} s were too little, and {max(limit, 0):.0f} s are left for it"
     if limit < (least := max(step.least, 1.0)):
         return f"needs some {least:.0f} s, and {max(limit, 0):.0f} s are left"

@@ -117,6 +117,7 @@ class Surface:
         freedom = len(trials) - rank
         self.deviation = float(np.sqrt(((wanted - design @ self.weights) ** 2).sum() / freedom))  # of a trial, what the settings do not tell
         self.covariance, self.t = self.deviation**2 * np.linalg.pinv(design.T @ design), quantile(0.975, freedom)
+        self.seen = np.linalg.pinv(design) @ design  # to which contrasts the trials have an answer: those that it leaves as they are
 
     def _unknowns(self, curved: bool) -> int:
         return 1 + sum(len(one.terms(one.value(0.5), curved)) for one in self.ranges)
@@ -126,7 +127,9 @@ class Surface:
         return np.array([1.0] + [term for one in self.ranges for term in one.terms(trial[one.name], self.curved)])
 
     def estimate(self, contrast: np.ndarray) -> Estimate:
-        """Of a sum of the terms' weights."""
+        """Of a sum of the terms' weights; of one on which no trials bear, such as of a word whose trials all diverged, the interval has no end."""
+        if abs(contrast @ self.seen - contrast).max() > 1e-6:
+            return Estimate(float(contrast @ self.weights), math.inf)
         return Estimate(float(contrast @ self.weights), float(self.t * np.sqrt(max(contrast @ self.covariance @ contrast, 0.0))))
 
     def difference(self, one: dict, other: dict) -> Estimate:

@@ -16,6 +16,7 @@ fraction is of a large matrix product in the same precision, measured in this ru
 """
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -186,6 +187,22 @@ def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     return asked, name, recipe
 
 
+def read(file: Path) -> dict:
+    """What an earlier call left; {} where that cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def trainings(result: dict) -> int:
+    """How many a result has, of all contestants; none where it is not one."""
+    try:
+        return sum(len(row["runs"]) for row in result["rows"])
+    except (KeyError, TypeError):
+        return 0
+
+
 def main(given: list[str] | None = None) -> None:
     asked, name, recipe = options(given)
     out, device = Path(asked.out), device_of(recipe)
@@ -195,6 +212,7 @@ def main(given: list[str] | None = None) -> None:
     if asked.peer and (store.height, store.width, store.channels) != (32, 32, 3):
         raise InputError(f"--peer: the records' scripts take 32 x 32 x 3 pixels, and {title} has {store.height} x {store.width} x {store.channels}")
     about = facts(store, device, {"recipe": {"name": name, **asdict(recipe)}, "peers": [script.name for script in asked.peer]})
+    left = read(out / "result.json")
     for rows, rate, order in contest(recipe, name, store, asked.peer, out, lambda: matrix_rate(device, DTYPES[precision]), print):
         target = asked.target or None
         if target == "peer":
@@ -203,7 +221,9 @@ def main(given: list[str] | None = None) -> None:
         rows = [figures(row, None if number == sets_it else target) for number, row in enumerate(rows)]
         target = rows[0]["target"]
         about |= {"tested_on": tested_on(recipe), "precision": precision, "matrix_flop_per_second": rate, "order": order, "rows": rows}
-        write_json(out / "result.json", about)  # each time: a machine may be lent for minutes
+        if trainings(about) >= trainings(left):  # each time, as a machine may be lent for minutes; but not less than an earlier call has left
+            write_json(out / "result.json", about)
+    write_json(out / "result.json", about)
     chart(rows, f"{title}, {about['hardware']['device']}", out / "result.png")
     print(f"\n{title}, tested on {tested_on(recipe)}; {precision}, matrix rate {rate / 1e12:.3g} TFLOP/s" + (f"; target {target:.4f}" if target else ""))
     print(table(header(title), lines(rows, rate, title)))

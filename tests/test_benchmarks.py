@@ -233,6 +233,15 @@ def test_time_over_kills_the_whole_group_and_the_next_call_needs_more(tmp_path):
     assert go(tmp_path, [step("forever", most=3)])[0] == ["done"]
 
 
+def test_what_keeps_what_it_has_goes_on_however_often_it_is_stopped(tmp_path):
+    """A seed a second, of which three are wanted, in calls of two seconds at most."""
+    command = ("sh", "-c", f"while [ $(cat {tmp_path}/kept 2>/dev/null | wc -l) -lt 3 ]; do sleep 0.8; echo seed >> {tmp_path}/kept; done")
+    for expected in (["stopped"], ["done"]):
+        assert go(tmp_path, [Step("seeds", command, "", most=2, goes_on=True)])[0] == expected
+    goes_on = {one.name: one.goes_on for one in gpu.steps(tmp_path, "data", "cuda", False)}
+    assert goes_on["speed_50"] and goes_on["few"] and not goes_on["loaders"]
+
+
 def test_steps_that_time_nothing_run_side_by_side(tmp_path):
     """Each waits for what the other writes; a third is killed with its time, and the next begins when all have ended."""
 
@@ -293,6 +302,16 @@ def test_results_belong_to_a_commit_and_to_the_changes_on_it(monkeypatch):
     for said, begins in (("abc+", "abc+"), (None, "sources-")):
         monkeypatch.setattr(gpu, "commit", lambda said=said: said)
         assert gpu.identity().startswith(begins) and len(gpu.identity()) == len(begins) + 8
+
+
+@pytest.mark.parametrize("name", ["nets/a.py", "nets/a.c", "nets/a.h"])
+def test_a_change_of_any_source_is_another_identity(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(gpu, "commit", lambda: None)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    (tmp_path / "nets").mkdir()
+    before = gpu.identity()
+    (tmp_path / name).touch()
+    assert gpu.identity() != before
 
 
 def command(*given, **options) -> subprocess.CompletedProcess:

@@ -97,6 +97,17 @@ def test_what_does_nothing_stays_as_it_is():
     assert kept >= 85  # the largest of some differences is clear by chance more often than one in twenty
 
 
+@pytest.mark.parametrize("lost", ["filter", "row"])
+def test_a_word_whose_trials_are_all_lost_has_no_effect_that_is_clear(lost):
+    ranges = [Range("lr", 0.05, 0.2, float), Choice("muon_norm", ("filter", "row"))]
+    trials = [trial for trial in draws(ranges, 24, 0) if trial["muon_norm"] != lost]
+    own = {"lr": 0.1, "muon_norm": "filter"}
+    surface = Surface(ranges, trials, [0.8 + trial["lr"] / 10 for trial in trials])
+    effect = surface.difference({**own, "muon_norm": "row"}, own)
+    assert effect.half == math.inf and not effect.clear and surface.best(own)["muon_norm"] == "filter"
+    assert surface.difference({**own, "lr": 0.2}, own).half < 1e-3  # of the others it is as before
+
+
 def test_few_trials_have_straight_lines_and_fewer_none():
     trials = draws(RANGES, 12, 0)
     figures = [truth(trial) for trial in trials]

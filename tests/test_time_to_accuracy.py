@@ -212,6 +212,11 @@ def test_a_contest_that_is_cut_off_leaves_what_has_ended(store, tmp_path, monkey
     result = json.loads((tmp_path / "o" / "result.json").read_text())
     ours, theirs = result["rows"]
     assert len(ours["runs"]) == 1 and ours["target"] is None and theirs["missing"] == "not run yet" and result["order"] == ["Tenfold default, seed 0"]
+    whole = {**result, "rows": [ours, {**theirs, "runs": ours["runs"]}]}
+    (tmp_path / "o" / "result.json").write_text(json.dumps(whole))  # as an earlier call, which was not cut off, would have left it
+    with pytest.raises(KeyboardInterrupt):
+        time_to_accuracy.main(command)
+    assert json.loads((tmp_path / "o" / "result.json").read_text()) == whole
 
 
 def test_a_diverged_seed_is_counted_and_named_and_in_no_mean(store, tmp_path, monkeypatch, capsys):
