@@ -61,6 +61,34 @@ def replacing(path: str | Path):
             pass
 
 
+HELD: set[int] = set()  # folders' handles, which a forked child, such as a loader's worker, must not keep when this process is gone
+
+
+def let_go() -> None:
+    while HELD:
+        os.close(HELD.pop())
+
+
+os.register_at_fork(after_in_child=let_go)
+
+
+@contextmanager
+def held(folder: Path):
+    """A folder for this process alone while the block runs. Raises `InputError` where another has it; a file system that knows no locks lets all in."""
+    handle = os.open(folder, os.O_RDONLY)
+    HELD.add(handle)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{folder}: another process is training into it: wait for its end, or name another folder with --out") from None
+        yield
+    finally:
+        HELD.discard(handle)
+        os.close(handle)
+
+
 def sweep(path: Path) -> None:
     """Remove what killed writers of `path` left beside it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):

@@ -1,6 +1,7 @@
 """What a training does with a folder that is not empty: it goes on, keeps, or refuses, and writes over nothing."""
 
 import json
+import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,6 +12,7 @@ from conftest import make_store
 from test_resume import SMALL, Interrupted, bits, interrupt_after, quiet
 
 from pipelines.errors import InputError
+from pipelines.files import held
 from train import compare, events, result, resume
 from train.course import Diverged, follow
 from train.recipe import Recipe
@@ -126,3 +128,57 @@ def test_a_name_that_no_folder_can_have_is_refused_in_one_line(store, tmp_path):
     for command in (result.model, events.trainings, lambda run: resume.main(["--resume", run]), lambda run: compare.main([run])):
         with pytest.raises(InputError, match="a{300}.*: name"):
             command(long)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_report_that_is_asked_for_and_not_there_is_made_later(store, tmp_path, asked):
+    """It was interrupted, or left out; from the checkpoint behind the last epoch, so that figures and bits stay."""
+    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path), report=asked)
+    first, model, page = train(recipe, "", quiet), bits(tmp_path), tmp_path / "report.html"
+    assert page.exists() == asked and train(recipe, "", quiet) == first and page.exists() == asked
+    page.unlink(missing_ok=True)
+    resume.main(["--resume", str(tmp_path)]) if asked else train(replace(recipe, report=True), "", quiet)
+    assert page.exists() and bits(tmp_path) == model and result.summary(tmp_path)["test_accuracy"] == first["test_accuracy"]
+
+
+def test_what_changes_no_training_may_change(store, tmp_path, monkeypatch):
+    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "cut"), runs=2, report=False)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 22)  # the second seed's seventh step
+        with pytest.raises(Interrupted):
+            train(recipe, "", quiet)
+    train(replace(recipe, pipeline="reference", save_minutes=1.0), "", quiet)
+    train(replace(recipe, out=str(tmp_path / "whole")), "", quiet)
+    assert bits(tmp_path / "cut/seed-1") == bits(tmp_path / "whole/seed-1")
+
+
+def test_two_processes_do_not_train_into_one_folder(store, tmp_path):
+    recipe = Recipe(**SMALL, data=str(store.path), out=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    reader, writer = os.pipe()
+    with held(tmp_path / "run"):
+        with pytest.raises(InputError, match="run: another process is training into it"):
+            train(recipe, "", quiet)
+        child = os.fork()  # as a loader's worker, which may outlive its parent
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent closes its end
+            os._exit(0)
+    train(recipe, "", quiet)
+    os.close(writer)
+    os.close(reader)
+    assert os.waitpid(child, 0)[1] == 0 and result.summary(tmp_path / "run")["epochs"] == 3
+
+
+def test_paths_may_be_paths(store, tmp_path):
+    train(Recipe(**SMALL, data=store.path, out=tmp_path / "run"), "", quiet)
+    assert result.summary(tmp_path / "run")["recipe"]["data"] == str(store.path) and resume.read(str(tmp_path / "run"))["epoch"] == 3
+
+
+def test_a_model_that_is_not_there_yet_is_to_come(store, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        with pytest.raises(Interrupted):
+            train(Recipe(**SMALL, data=str(store.path), out=str(tmp_path)), "", quiet)
+    with pytest.raises(InputError, match=f"the training is not finished: python -m train --resume {tmp_path}"):
+        result.model(tmp_path)

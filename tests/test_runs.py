@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from pipelines.errors import InputError
-from train import jobs, loop, runs
+from train import jobs, loop, result, runs
 from train.course import Diverged
 from train.interval import Interval, difference, distribution, p_at_least, quantile
 from train.recipe import HOSTS, Recipe
 from train.run import Kept, Run, train_once
+from train.teacher import teacher
 
 SMALL = dict(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", runs=3, seed=5)
 
@@ -68,6 +69,58 @@ def test_a_diverged_seed_is_counted_and_never_averaged(store, tmp_path, monkeypa
 def test_all_diverged_is_an_error(store, tmp_path):
     with pytest.raises(InputError, match="all 2 runs diverged .seed 5 diverged"):
         runs.train(Recipe(**{**SMALL, "lr": 1e30, "epochs": 9, "runs": 2}, data=str(store.path), out=str(tmp_path)), "", quiet)
+
+
+BROKEN = dict(lr=1e30, batch_size=37, schedule="constant")  # a single step, whose loss is a number, after which nothing is
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_net_that_its_last_step_broke_has_no_accuracy(store, tmp_path, together):
+    """Nor is it saved, as the best of a sweep or for others to learn from."""
+    said = []
+    recipe = Recipe(
+        **{**SMALL, **BROKEN, "lr": 0.01, "runs": 1}, sweep="lr=0.01,1e30", together=together, data=str(store.path), out=str(tmp_path), report=False
+    )
+    low, high = runs.train(recipe, "", said.append)["values"]
+    assert low["n"] == 1 and "seed 5 diverged: the test loss behind epoch 1, step 1 is nan: try a lower --lr" in high["diverged"][0]
+    assert not (tmp_path / "lr-1e+30" / "model.safetensors").exists() and not (tmp_path / "lr-1e+30" / "checkpoint.pt").exists()
+
+
+def test_the_rate_to_lower_is_the_one_that_most_weights_have(store, tmp_path):
+    with pytest.raises(InputError, match="try a lower --muon-lr"):
+        runs.train(Recipe(**{**SMALL, "runs": 1, "epochs": 9}, optimiser="muon", muon_lr=1e39, data=str(store.path), out=str(tmp_path)), "", quiet)
+
+
+def test_each_value_of_a_sweep_of_several_seeds_is_a_run_of_several_seeds(store, tmp_path):
+    settings = {**SMALL, "runs": 2}
+    ends = runs.train(Recipe(**settings, sweep="lr=0.01,0.02", data=str(store.path), out=str(tmp_path), report=False), "", quiet)["values"]
+    for end in ends:
+        summary = result.summary(tmp_path / f"lr-{end['lr']}")
+        assert summary["runs"]["test_accuracies"] == end["test_accuracies"] and summary["recipe"]["lr"] == end["lr"]
+        assert len(teacher(str(tmp_path / f"lr-{end['lr']}"), store).nets) == 2
+    before = sorted(tmp_path.glob("*/*"))
+    with pytest.raises(InputError, match="lr-0.02: holds several seeds"):
+        runs.train(Recipe(**{**settings, "runs": 1}, sweep="lr=0.02", data=str(store.path), out=str(tmp_path), report=False), "", quiet)
+    assert sorted(tmp_path.glob("*/*")) == before
+
+
+@pytest.mark.parametrize("sweep, words", [("cutout=0,40", "cutout 40"), ("limit=10,40", "--limit 40"), ("first_side=16,1", "cannot take images of 1x1 pixels")])
+def test_a_value_that_the_data_do_not_allow_is_refused_before_any_is_trained(store, tmp_path, sweep, words):
+    recipe = Recipe(**{**SMALL, "runs": 1}, sweep=sweep, data=str(store.path), out=str(tmp_path / "sweep"), report=False)
+    with pytest.raises(InputError, match=words):
+        runs.train(recipe, "", quiet)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_settings_that_do_nothing_are_said(store, tmp_path):
+    for i, (settings, words) in enumerate(
+        ((dict(rotate=15.0, scale=0.1), "note: without --affine-p no image has the scale, rotate"), (dict(warmup=2.0), "note: the rate still rises"))
+    ):
+        said = []
+        runs.train(Recipe(**{**SMALL, "runs": 1}, **settings, data=str(store.path), out=str(tmp_path / str(i)), report=False), "", said.append)
+        assert any(words in line for line in said)
+    runs.train(Recipe(**{**SMALL, "runs": 1}, data=str(store.path), out=str(tmp_path / "none"), report=False), "", said.append)
+    assert sum("note" in line and "few" not in line for line in said) == 1
 
 
 def test_student_is_the_tables():

@@ -80,6 +80,17 @@ def check_alone(net: nn.Module, recipe: Recipe, store: Store) -> None:
         raise InputError(f"net {recipe.net} cannot train by a batch of one image, as the last one is ({reason(error)}): {remedy}") from None
 
 
+def check(recipe: Recipe, store: Store) -> None:
+    """Raise `InputError` where a store's images, or the teacher, do not allow a recipe's settings, which else is found when a training is put together."""
+    split(recipe, store.labels("train"))
+    recipe.policy().fits(store.height, store.width)
+    if recipe.erase > min(store.height, store.width):
+        raise InputError(f"erase {recipe.erase} is larger than the {store.height}x{store.width} images")
+    check_fit(nets.load(recipe.net, len(store.classes), **({} if recipe.norm == "batch" else {"norm": recipe.norm})), recipe, store)
+    if recipe.teacher:
+        teacher(recipe.teacher, store)
+
+
 def check_fit(net: nn.Module, recipe: Recipe, store: Store) -> None:
     """Raise `InputError` unless the net takes the store's images, at their size and at the smallest that training shows, and knows its classes."""
     first = side(0, recipe.epochs, recipe.first_side, store.height, recipe.grown)

@@ -12,6 +12,7 @@ import torch
 
 from pipelines.errors import InputError
 from pipelines.mixing import Targets
+from train.recipe import Recipe, flag
 
 T = TypeVar("T")  # what a course returns
 # Gives the images and targets of each step, and takes its loss and count of right predictions: whoever follows it decides how a step is computed.
@@ -37,10 +38,12 @@ def follow(course: Course[T], step: Callable) -> T:
 
 
 class Diverged(InputError):
-    """The loss is no longer a number: `epoch` and `step` (from 1) are the first where it was not."""
+    """The loss is no longer a number: `epoch` and `step` (from 1) are the first where it was not, or behind which that of the test images is none. rate: the
+    setting that most weights learn by."""
 
-    def __init__(self, seed: int, epoch: int, step: int, loss: float):
-        super().__init__(f"seed {seed} diverged: the loss of epoch {epoch}, step {step} is {loss}: try a lower --lr")
+    def __init__(self, seed: int, epoch: int, step: int, loss: float, rate: str = "lr", tested: bool = False):
+        where = f"the test loss behind epoch {epoch}, step {step}" if tested else f"the loss of epoch {epoch}, step {step}"
+        super().__init__(f"seed {seed} diverged: {where} is {loss}: try a lower --{flag(rate)}")
         self.epoch, self.step = epoch, step
 
 
@@ -54,12 +57,12 @@ class Ended(NamedTuple):
     rate: torch.Tensor | float  # the learning rate of its last step
     mark: object  # its end, of `Stopwatch.mark`
 
-    def read(self, seed: int) -> tuple[list[float], int]:
-        """(loss of each step, right predictions); one host sync. Raises `Diverged`, which names the seed."""
+    def read(self, recipe: Recipe) -> tuple[list[float], int]:
+        """(loss of each step, right predictions); one host sync. Raises `Diverged`, which names the recipe's seed."""
         losses = self.losses.tolist()
         for step, loss in enumerate(losses):
             if not math.isfinite(loss):
-                raise Diverged(seed, self.epoch + 1, step + 1, loss)
+                raise Diverged(recipe.seed, self.epoch + 1, step + 1, loss, next(iter(recipe.rates()), "lr"))
         return losses, int(self.right)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from pipelines import data
 from pipelines.errors import InputError, reason
 from pipelines.files import write_json
+from train import result
 from train.course import Diverged
 from train.failures import explained
 from train.interval import Interval
-from train.recipe import Recipe
+from train.recipe import ANYWAY, Recipe
 from train.run import Kept, Run, train_once
 from train.saving import CtrlC
 from train.state import read, recipe_of
@@ -22,6 +23,19 @@ from train.together import Stopped, Together
 def seeds(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
     """(recipe, folder) of each of a recipe's runs."""
     return [(replace(recipe, seed=seed, runs=1, together=1, sweep=""), out / f"seed-{seed}") for seed in range(recipe.seed, recipe.seed + recipe.runs)]
+
+
+def check_kind(out: Path, recipe: Recipe) -> None:
+    """Raise `InputError` where a folder holds trainings of another kind of command, whose files would be mixed."""
+    single, seeded, swept = (
+        any(os.path.exists(out / name) for name in ("checkpoint.pt", "model.safetensors")),
+        bool(result.matching(out, "seed-*")),
+        os.path.exists(out / "sweep.json"),
+    )
+    wrong = single or seeded if recipe.sweep else single or swept if recipe.runs > 1 else seeded or swept
+    if wrong:
+        kind = "a single training" if single else "a sweep" if swept else "several seeds"
+        raise InputError(f"{out}: holds {kind}: name another folder with --out, or remove it")
 
 
 def train_jobs(jobs: list[tuple[Recipe, Path]], together: int, device, name: str, say, kept: Kept) -> list[dict]:
@@ -117,6 +131,13 @@ def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], devi
     return [diverged(error, *job, name, say, kept) if error else run.finish() for error, job, run in zip(errors, jobs, runs)]
 
 
+def summed_up(outcomes: list[dict], out: Path) -> dict:
+    """Write the summary of several seeds, that of the last which did not diverge with what all of them reached, and give it. Raises `InputError` where all did."""
+    summary = {**finished(outcomes, out)[-1], "runs": gathered(outcomes, out)}
+    write_json(out / "summary.json", summary)
+    return summary
+
+
 def diverged(error: Diverged, recipe: Recipe, place: Path, name: str, say, kept: Kept) -> dict:
     """Say and write where a run diverged."""
     say(str(error))
@@ -137,7 +158,7 @@ def interrupted(recipe: Recipe, place: Path) -> dict | None:
 
 def check_same(recipe: Recipe, theirs: dict, place: Path, what: str) -> None:
     """Raise `InputError` where a folder has a run of other settings: figures of two experiments are not averaged, and nothing is written over."""
-    differ = [key for key, value in recipe.experiment().items() if value != theirs.get(key)]
+    differ = [key for key, value in recipe.experiment().items() if value != theirs.get(key) and key not in ANYWAY]
     if differ or theirs.get("seed") != recipe.seed:
         raise InputError(f"{place}: {what} with another {', '.join(differ) or 'seed'}: remove it, or name another folder with --out")
 
@@ -178,8 +199,13 @@ def earlier(recipe: Recipe, place: Path) -> dict | None:
             continue
         outcome = read_outcome(file)
         check_same(recipe, {**outcome["recipe"], "seed": outcome["seed"]}, place, "a run")
-        return outcome
+        return None if "diverged" not in outcome and lacks_report(recipe, place) else outcome
     return None
+
+
+def lacks_report(recipe: Recipe, place: Path) -> bool:
+    """Whether a finished run has none, which is asked for: it was interrupted, or left out. From its checkpoint it goes on to the end again."""
+    return recipe.report and not os.path.exists(place / "report.html") and os.path.exists(place / "checkpoint.pt")
 
 
 def read_outcome(file: Path) -> dict:

@@ -18,7 +18,7 @@ from pipelines import Pipeline
 from pipelines.mixing import Targets, mix
 from train.average import Average
 from train.compiled import build_step, restore
-from train.course import Course, Ended, Progress, follow
+from train.course import Course, Diverged, Ended, Progress, follow
 from train.device import DTYPES, precision_of
 from train.evaluate import Outcome, evaluate, fitting
 from train.objective import cross_entropy, distillation
@@ -125,7 +125,7 @@ class Training:
             with self.watch.lap("train"):
                 before = self.watch.mark()
                 ended = yield from self.stretch(on_step)
-                read = [each.read(self.recipe.seed) for each in ended]
+                read = [each.read(self.recipe) for each in ended]
             self.progress = Progress(ended[-1].epoch + 1)
             for each, (losses, right) in zip(ended, read):
                 line = self._line(each, losses, right, earlier + self.watch.between(before, each.mark))
@@ -176,6 +176,8 @@ class Training:
             self.outcome = evaluate(self.finished, self.test, self.look, self.recipe.views, self.recipe.views_share, self.ranks)
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
+            if math.isnan(self.outcome.loss):  # the last update broke the net: its logits are no numbers, and what it calls the images no accuracy
+                raise Diverged(self.recipe.seed, self.recipe.epochs, len(self.train), math.nan, next(iter(self.recipe.rates()), "lr"), tested=True)
 
     def look(self, images: torch.Tensor, views: int) -> torch.Tensor:
         """Logits, float32[B,K], of a test batch, the mean of so many views; the net is in evaluation mode."""
@@ -185,7 +187,7 @@ class Training:
     def epoch(self, epoch: int) -> tuple[list[float], int, int]:
         """Train an epoch alone: (loss of each step, right predictions, images seen)."""
         ended = follow(self.steps(epoch), self.step)
-        return *ended.read(self.recipe.seed), ended.seen
+        return *ended.read(self.recipe), ended.seen
 
     def steps(self, epoch: int, start: int = 0, on_step: Callable[[], None] = lambda: None) -> Course[Ended]:
         """The course of an epoch; returns what it gave, without a host sync.

@@ -1,6 +1,7 @@
 """A recipe: every setting of a training, flat and frozen. CLI flag = field name = JSON key."""
 
 import math
+import os
 from dataclasses import dataclass, field, fields
 
 from nets.layers import NORMS
@@ -21,6 +22,7 @@ HOSTS = (
     *("step_epochs", "factor", "patience", "settle", "freeze", "first_side", "grown", "flip", "translate", "padding", "cutout"),
 )
 ASIDE = ("seed", "runs", "together", "sweep", "out", "data", "report")  # what two runs of one experiment may differ in
+ANYWAY = ("pipeline", "events", "save_minutes")  # what the same training may go on with in another way
 # (settings, what a value must be, how to ask for it)
 RANGES = (
     (("eval_every", "held_out", "first_side", "size", "patience", "erase"), lambda value: value >= 0, "0 or more"),
@@ -117,6 +119,8 @@ class Recipe:
     def __post_init__(self):
         for setting in fields(self):
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, setting.name, os.fspath(value))
             if choices and value not in choices:
                 raise InputError(f"--{flag(setting.name)} {value}: choose one of {', '.join(map(str, choices))}")
         for name in ("epochs", "batch_size", "runs", "together", "step_epochs"):
@@ -152,6 +156,11 @@ class Recipe:
         """The learning rates that it trains with, by setting; the first is that of most weights."""
         names = ("muon_lr", "lr", "head_lr") if self.optimiser == "muon" else ("lr",)
         return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    @property
+    def idle(self) -> list[str]:
+        """Settings of shift-scale-rotate where no image has it."""
+        return [] if self.affine_p else [name for name in ("shift", "scale", "rotate") if getattr(self, name)]
 
     def mixing(self) -> Mixing:
         """What is mixed behind the batch stage."""

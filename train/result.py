@@ -138,6 +138,8 @@ def model(folder: str | Path) -> Model:
     if not os.path.exists(path):
         several = matching(folder, "seed-*")
         remedy = f"name one of its seeds, such as {several[0]}" if several else "name the folder that a training wrote"
+        if os.path.exists(Path(folder) / "checkpoint.pt"):
+            remedy = f"the training is not finished: python -m train --resume {folder}"
         raise InputError(f"{folder}: no {path.name} in it: {remedy}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:

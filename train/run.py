@@ -13,7 +13,7 @@ import torch
 
 from pipelines import data
 from pipelines.errors import InputError
-from pipelines.files import write_json
+from pipelines.files import held, write_json
 from pipelines.store import Store
 from train import checkpoint, events, report
 from train.assembly import assemble, verified
@@ -95,6 +95,10 @@ class Run:
         say(headline(recipe, self.training, self.store, device))
         if (steps := recipe.epochs * len(self.training.train)) < FEW:
             say(f"note: {counted(steps, 'step')} in all {'is' if steps == 1 else 'are'} few: for so few images give more --epochs")
+        if recipe.warmup > recipe.epochs:
+            say(f"note: the rate still rises when the training ends: --warmup {recipe.warmup:g} for {counted(recipe.epochs, 'epoch')}")
+        if recipe.idle:
+            say(f"note: without --affine-p no image has the {', '.join(recipe.idle)} that is set")
         if recipe.teacher and (note := leak(recipe)):
             say(note)
 
@@ -108,6 +112,12 @@ class Run:
             with explained(recipe, training.device):
                 yield from training.course(lambda line, losses: None)
             return
+        with held(out):
+            yield from self.kept_course()
+
+    def kept_course(self) -> Course:
+        """The `course` in the process that writes."""
+        recipe, training, out = self.recipe, self.training, self.out
         (out / "summary.json").unlink(missing_ok=True)  # an earlier run's: this one is not finished
         for name in () if self.state else ("checkpoint.pt", "model.safetensors"):  # another one's, which nobody is to go on with or ask
             (out / name).unlink(missing_ok=True)

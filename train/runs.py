@@ -3,12 +3,10 @@
 import os
 from pathlib import Path
 
-from pipelines.errors import InputError
-from pipelines.files import write_json
 from train import budget, ranks, result, sweep
 from train.assembly import known
 from train.device import device_of
-from train.jobs import all_earlier, gathered, interrupted, of_runs, seeds, train_jobs
+from train.jobs import all_earlier, check_kind, interrupted, lacks_report, of_runs, seeds, summed_up, train_jobs
 from train.recipe import Recipe
 from train.run import Kept, folder, train_once
 from train.state import check_data
@@ -39,19 +37,6 @@ def train(recipe: Recipe, name: str = "", say=print, state: dict | None = None) 
         return train_many(recipe, out, device, name, say, kept)
 
 
-def check_kind(out: Path, recipe: Recipe) -> None:
-    """Raise `InputError` where a folder holds trainings of another kind of command, whose files would be mixed."""
-    single, seeded, swept = (
-        any(os.path.exists(out / name) for name in ("checkpoint.pt", "model.safetensors")),
-        bool(result.matching(out, "seed-*")),
-        os.path.exists(out / "sweep.json"),
-    )
-    wrong = single or seeded if recipe.sweep else single or swept if recipe.runs > 1 else seeded or swept
-    if wrong:
-        kind = "a single training" if single else "a sweep" if swept else "several seeds"
-        raise InputError(f"{out}: holds {kind}: name another folder with --out, or remove it")
-
-
 def train_one(recipe: Recipe, out: Path, device, name: str, say, kept: Kept, state: dict | None) -> dict:
     """One seed, in `out`. What is finished there is not trained again, and what was interrupted goes on.
 
@@ -62,7 +47,8 @@ def train_one(recipe: Recipe, out: Path, device, name: str, say, kept: Kept, sta
         """(what a training that ended left, whether there is one to go on with)."""
         if state is None:
             return all_earlier([(recipe, out)])[out], os.path.exists(out / "checkpoint.pt")
-        return result.summary(out) if os.path.exists(out / "summary.json") else None, True  # of this recipe, but perhaps by another pipeline
+        known = os.path.exists(out / "summary.json") and not lacks_report(recipe, out)
+        return result.summary(out) if known else None, True  # of this recipe, but perhaps by another pipeline
 
     outcome, begun = kept.ranks.same(left)
     if outcome and "diverged" not in outcome:
@@ -84,8 +70,7 @@ def train_many(recipe: Recipe, out: Path, device, name: str, say, kept: Kept) ->
     outcomes = train_jobs(seeds(recipe, out), recipe.together, device, name, say, kept)
     if kept.ranks.rank:
         return {}
-    summary = {**next((o for o in reversed(outcomes) if "diverged" not in o), {}), "runs": gathered(outcomes, out)}
-    write_json(out / "summary.json", summary)
+    summary = summed_up(outcomes, out)
     lost = [o["diverged"] for o in outcomes if "diverged" in o]
     say(f"{recipe.runs} runs: test accuracy {of_runs(summary['runs'])}{on_what(summary)}" + "".join(f"; {said}" for said in lost))
     return summary

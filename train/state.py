@@ -101,12 +101,13 @@ def put_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
                 new[key] = value.copy_(new[key])
 
 
-def read(folder: Path) -> dict:
+def read(folder: str | Path) -> dict:
     """The checkpoint of a run folder. Raises `InputError` where there is none, or it is not one to go on from."""
-    path = folder / "checkpoint.pt"
+    path = Path(folder) / "checkpoint.pt"
     if not os.path.exists(path):
-        seeds = " (for several seeds, give the first command again with the same --out)" if result.matching(folder, "seed-*") else ""
-        raise InputError(f"{path}: no checkpoint: name the folder of an interrupted run{seeds}")
+        several = result.matching(folder, "seed-*") or result.matching(folder, "sweep.json")
+        again = " (for several seeds or values, give the first command again with the same --out)" if several else ""
+        raise InputError(f"{path}: no checkpoint: name the folder of an interrupted run{again}")
     state = checkpoint.load(path)
     if not isinstance(state, dict) or STATE - state.keys():
         raise InputError(f"{path}: not a checkpoint to go on from: train again")

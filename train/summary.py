@@ -50,7 +50,7 @@ def asked(name: str, recipe: Recipe) -> list[str]:
     """The words of the command line; where that goes on with a run, fits epochs to a time, or is another program's, those that train it again from the start."""
     program, given = Path(sys.argv[0]), sys.argv[1:]
     found = any(word.split("=")[0] in ("--resume", "--minutes") for word in given)
-    if "train" in (program.name, program.parent.name) and not found:
+    if (program.name == "train" or (program.name, program.parent.name) == ("__main__.py", "train")) and not found:
         return given
     made = named()
     return words(name, recipe, made) if name in made else min((words(other, recipe, made) for other in made), key=len)

@@ -14,13 +14,13 @@ import torch
 from nets.__main__ import table
 from pipelines.errors import InputError
 from pipelines.files import write_json
-from train.assembly import known
-from train.jobs import all_earlier, finished, gathered, of_runs, seeds, train_jobs
+from train.assembly import check, known
+from train.jobs import all_earlier, check_kind, finished, gathered, of_runs, seeds, summed_up, train_jobs
 from train.recipe import Recipe, flag
 from train.run import Kept, make_folder
 from train.summary import on_what
 
-FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device", "deterministic")  # not settings of one training, or the same for all
+FIXED = ("seed", "runs", "together", "sweep", "out", "data", "size", "device", "deterministic", "minutes")  # not settings of one training, or the same for all
 SHAPES = (
     "net",
     "norm",
@@ -48,10 +48,13 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept:
         raise InputError(f"--sweep {flag(setting)}: changes the shape of a training, so that they cannot go together: leave --together out")
     places = [out / f"{flag(setting)}-{value}" for value in values]
     each = [replace(recipe, sweep="", **{setting: value}) for value in values]
+    for place in places:
+        check_kind(place, replace(recipe, sweep=""))
     jobs = [seeds(one, place) if recipe.runs > 1 else [(replace(one, runs=1, together=1), place)] for one, place in zip(each, places)]
     every = [job for several in jobs for job in several]
     if kept.ranks.same(lambda: begins(out, setting, every)):
-        kept.locate(recipe)  # without data there is nothing to write
+        for one in each:  # without data, or with values that they do not allow, there is nothing to write
+            check(one, kept.locate(recipe))
         if not kept.ranks.rank:  # or what is interrupted could become another command's
             make_folder(out)
             write_json(out / "sweep.json", {"sweep": setting, "values": []})
@@ -63,6 +66,8 @@ def train(recipe: Recipe, out: Path, device: torch.device, name: str, say, kept:
     for value, place, several in zip(values, places, jobs):
         ended = [next(rest) for _ in several]
         good = next((one for one in ended if "diverged" not in one), None)
+        if good and recipe.runs > 1:
+            summed_up(ended, place)
         tested = {key: good[key] for key in ("tested_on", "data") if key in good} if good else {}  # the setting may decide it
         ends.append({setting: value, **(gathered(ended, place) | tested if good else {"diverged": [one["diverged"] for one in ended]})})
     summary = {"sweep": setting, "values": ends}
