@@ -71,7 +71,7 @@ ENTRIES = (
         quick="--channels 8 --sides 8 --batch-size 8",
         writes={"--json": "blocks.json"},
         result="blocks.json",
-        most=150,
+        most=300,
         kernels=True,
     ),
     Entry(

@@ -9,6 +9,7 @@ Only in a recording: without one a launch costs the host more than it saves, and
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -42,7 +43,7 @@ class Open:
     """The branch that there is, for all threads: autograd works in one of its own."""
 
     branch: Branch | None = None
-    made: set[int] = set()  # addresses of gradients that were made aside
+    made: list[int] = []  # addresses of gradients that were made aside; a copied one's may come twice
     refused = False  # there are to be none
 
 
@@ -70,7 +71,7 @@ def aside(work: Callable[[], torch.Tensor], *reads: torch.Tensor) -> torch.Tenso
     """A gradient beside all others: a new tensor that nothing but an optimiser may read."""
     made = beside(work, reads)
     if Open.branch is not None:
-        Open.made.add(made.data_ptr())
+        Open.made.append(made.data_ptr())
     return made
 
 
@@ -89,9 +90,9 @@ def opened(branch: Branch | None) -> Iterator[None]:
     Open.branch = branch
     try:
         yield
-        branch.join()
-    finally:
+    finally:  # also of what failed: a recording says else that a stream was not joined, in place of what went wrong
         Open.branch = None
+        branch.join()
 
 
 @contextmanager
@@ -100,8 +101,8 @@ def gradients_aside(parameters: Iterable[torch.Tensor], branch: Branch | None) -
 
     Raises `Copied` where autograd took a copy of one for the gradient.
     """
-    Open.made = set()
+    Open.made = []
     with opened(branch):
         yield
-    if branch and (lost := Open.made - {p.grad.data_ptr() for p in parameters if p.grad is not None}):
-        raise Copied(f"{len(lost)} of {len(Open.made)} gradients that were made in a stream of their own were copied before they were there")
+    if branch and (lost := Counter(Open.made) - Counter(p.grad.data_ptr() for p in parameters if p.grad is not None)):
+        raise Copied(f"{lost.total()} of {len(Open.made)} gradients that were made in a stream of their own were copied before they were there")

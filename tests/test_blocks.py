@@ -18,7 +18,8 @@ CUDA = torch.cuda.is_available()
 def test_every_way_gives_the_same_block(count, channels):
     torch.manual_seed(0)
     device = "cuda" if CUDA else "cpu"
-    images, gradient = (torch.randn(count, channels, 6, 7, device=device).to(memory_format=torch.channels_last) for _ in range(2))
+    kind = torch.float16 if CUDA else torch.float32  # whose products a GPU's kernels are not made for: they would take minutes to compile
+    images, gradient = (torch.randn(count, channels, 6, 7, device=device, dtype=kind).to(memory_format=torch.channels_last) for _ in range(2))
     sizes = (1, channels, 9), (1, channels), (1, channels), (1, 2 * channels, channels), (1, channels, channels), (1, channels)
     parameters = tuple(torch.randn(size, device=device) for size in sizes)
 
@@ -31,7 +32,7 @@ def test_every_way_gives_the_same_block(count, channels):
     assert len(ways) > 12 and ways["as it is"] == {}
     for constants in ways.values():
         with blocks.set_to(kernels, constants | {"MULTIPROCESSORS": 1}):
-            torch.testing.assert_close(work(), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(work(), expected, **({"rtol": 2e-2, "atol": 2e-2} if CUDA else {"rtol": 1e-4, "atol": 1e-4}))
         assert all(getattr(kernels, name) is before[name] for name in constants)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_store
+from conftest import an_empty_page, make_store
 from safetensors.torch import load_file
 
 import nets
@@ -102,7 +102,7 @@ def test_going_on_gives_the_same_bits(store, tmp_path, monkeypatch, settings):
 
 def victim(recipe: Recipe, started, stepping, errors) -> None:
     """The process to be killed: begins a run, or goes on with it. It says when it has started, and when it has made a step."""
-    report.write = quiet  # a new process, in which nothing was replaced yet
+    report.write = an_empty_page  # a new process, in which nothing was replaced yet
     real = saving.Saver.on_step
     saving.Saver.on_step = lambda self: (real(self), stepping.set())
     multiprocessing.set_start_method("fork", force=True)  # as the command line has it; else loaders' workers have a server that survives the kill
@@ -236,6 +236,22 @@ def test_nothing_is_left_behind_an_epochs_last_step(store, rank):
 def test_equal_models_are_equal_files(store, tmp_path):
     made = [train(Recipe(**{**SMALL, "epochs": 1}, data=str(store.path), out=str(tmp_path / str(i))), "", quiet) for i in range(3)]
     assert len({(tmp_path / str(i) / "model.safetensors").read_bytes() for i in range(len(made))}) == 1
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw", "muon"])
+def test_a_checkpoint_goes_on_in_this_devices_way(store, tmp_path, monkeypatch, optimiser):
+    """Not in that of the device that it comes from, as a GPU's records steps with other optimisers of the same state."""
+    recipe = Recipe(**SMALL, optimiser=optimiser, data=str(store.path), out=str(tmp_path / "cut"), report=False)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        with pytest.raises(Interrupted):
+            train(recipe, "", quiet)
+    state = read(tmp_path / "cut")
+    for group in state["optimiser"]["param_groups"]:
+        group.update(fused=True, capturable=True, foreach=False)
+    train(recipe, "", quiet, state=state)
+    train(replace(recipe, out=str(tmp_path / "whole")), "", quiet)
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
 
 
 def test_a_finished_run_is_kept_as_it_is(store, tmp_path):

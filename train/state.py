@@ -37,6 +37,9 @@ STATE = {
 }
 
 
+WAYS = ("fused", "foreach", "capturable")  # how an optimiser works on a device: the training's own, not its checkpoint's
+
+
 def taken(training: Training) -> dict:
     """The state, whose tensors are the training's own; waits for the device."""
     at, average = training.progress, training.average
@@ -44,6 +47,8 @@ def taken(training: Training) -> dict:
     seconds["train"] -= at.seconds  # of an epoch that was gone on with, which has them
     for group in optimiser["param_groups"]:
         group["lr"] = float(group["lr"])  # a tensor where steps are recorded, which another device may not do
+        for name in WAYS:
+            group.pop(name, None)
     return {
         "net": training.net.state_dict(),
         "optimiser": optimiser,
@@ -90,7 +95,8 @@ def put_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
     """`load_state_dict` into the tensors that are there; those that are not yet are made."""
     rates = [group["lr"] for group in optimiser.param_groups]
     before = {parameter: dict(values) for parameter, values in optimiser.state.items()}
-    optimiser.load_state_dict(state)
+    own = [{name: group[name] for name in WAYS if name in group} for group in optimiser.param_groups]
+    optimiser.load_state_dict({**state, "param_groups": [theirs | ways for theirs, ways in zip(state["param_groups"], own, strict=True)]})
     for group, rate in zip(optimiser.param_groups, rates):
         if torch.is_tensor(rate):
             group["lr"] = rate.fill_(float(group["lr"]))
