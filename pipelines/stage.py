@@ -57,6 +57,11 @@ class Extra:
     def __bool__(self) -> bool:
         return any((self.affine_p, self.erase_p and self.erase, self.grey_p, *self.colours.values()))
 
+    def fits(self, height: int, width: int) -> None:
+        """Raise `InputError` where an image of this size cannot be treated so."""
+        if self.erase > min(height, width):
+            raise InputError(f"erase {self.erase} is larger than the {height}x{width} images")
+
     @property
     def colours(self) -> dict[str, float]:
         """The changes of colour that there are: name in `colour.py` and largest change."""
@@ -72,8 +77,7 @@ class Stage(Turns):
     def __init__(self, pipeline, extra: Extra, mean: tuple[float, ...], std: tuple[float, ...]):
         self.pipeline, self.plan, self.extra = pipeline, pipeline.plan, extra
         self.scaling = torch.tensor([mean, std])[..., None, None]
-        if extra.erase > min(self.plan.height, self.plan.width):
-            raise InputError(f"erase {extra.erase} is larger than the {self.plan.height}x{self.plan.width} images")
+        extra.fits(self.plan.height, self.plan.width)
         if extra.erase_p and extra.erase and len(extra.erase_fill) != len(mean):
             raise InputError(f"erase_fill has {len(extra.erase_fill)} values, the images {len(mean)} channels: give a value a channel")
         if (extra.grey_p or extra.contrast or extra.saturation) and len(mean) != 3:

@@ -58,8 +58,7 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     tested = {"split": "test"} if held is None else {"split": "train", "ids": held}
     test = pipelines.open(recipe.pipeline, store, batch_size=ranks.whole(TEST_BATCH[device.type]), policy=PLAIN, **tested, **common)
     torch.manual_seed(recipe.seed)
-    options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
-    net = nets.load(recipe.net, len(store.classes), **options)
+    net = net_of(recipe, store)
     check_fit(net, recipe, store)
     if recipe.batch_size == 1 or len(loader.plan.ids) % recipe.batch_size == 1:
         check_alone(net, recipe, store)
@@ -80,13 +79,18 @@ def check_alone(net: nn.Module, recipe: Recipe, store: Store) -> None:
         raise InputError(f"net {recipe.net} cannot train by a batch of one image, as the last one is ({reason(error)}): {remedy}") from None
 
 
+def net_of(recipe: Recipe, store: Store) -> nn.Module:
+    """A recipe's net for a store's classes, its weights drawn anew."""
+    options = {} if recipe.norm == "batch" else {"norm": recipe.norm}
+    return nets.load(recipe.net, len(store.classes), **options)
+
+
 def check(recipe: Recipe, store: Store) -> None:
     """Raise `InputError` where a store's images, or the teacher, do not allow a recipe's settings, which else is found when a training is put together."""
     split(recipe, store.labels("train"))
     recipe.policy().fits(store.height, store.width)
-    if recipe.erase > min(store.height, store.width):
-        raise InputError(f"erase {recipe.erase} is larger than the {store.height}x{store.width} images")
-    check_fit(nets.load(recipe.net, len(store.classes), **({} if recipe.norm == "batch" else {"norm": recipe.norm})), recipe, store)
+    recipe.extra(store.mean).fits(store.height, store.width)
+    check_fit(net_of(recipe, store), recipe, store)
     if recipe.teacher:
         teacher(recipe.teacher, store)
 
