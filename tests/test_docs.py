@@ -13,7 +13,7 @@ import pytest
 
 import nets
 from train import usage
-from train.flags import parse
+from train.flags import named, parse
 from train.recipe import Recipe, flag
 
 REPOSITORY = Path(__file__).parents[1]
@@ -67,12 +67,22 @@ def test_what_contributing_adds_works(copied):
 def test_help_lists_every_setting_once_and_fits(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
-        parse(["--help"], {"default": None, "level1": None})
+        parse(["--help"], named())
     said = capsys.readouterr().out
     listed = re.findall(r"^  --([a-z0-9-]+)", said, re.MULTILINE)
     assert sorted(listed) == sorted(flag(setting.name) for setting in fields(Recipe)) and max(map(len, said.splitlines())) <= 100
     assert {name for names in usage.GROUPS.values() for name in names.split()} <= {setting.name for setting in fields(Recipe)}
     assert all(f"\n{title}:" in said for title in (*usage.GROUPS, "recipes", "commands", "examples")) and "lr-find" in said
+
+
+def test_help_shows_the_values_of_a_recipe(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+    for words, name, rate in ((["speed", "--help"], "speed", "55"), (["--epochs", "3", "level1", "--help"], "level1", "0.01")):
+        with pytest.raises(SystemExit):
+            parse(words, named())
+        said = capsys.readouterr().out
+        assert f"those of the recipe {name};" in " ".join(said.split()) and re.search(rf"^  --lr X .* \[{rate}\]$", said, re.MULTILINE)
+        assert not re.search(r"^  --teacher .*\[", said, re.MULTILINE)  # it has no value
 
 
 def test_help_names_every_net_whose_own_norms_are_no_batch_norms():
@@ -81,11 +91,32 @@ def test_help_names_every_net_whose_own_norms_are_no_batch_norms():
     assert all(f"{name} ({norm})" in text for name, norm in own.items() if norm != "batch")
 
 
-def test_the_house_names_every_module():
+def test_the_layout_names_every_module():
     """In the README's map of the project; a net's own file is named by `python -m nets`."""
-    map_of_it = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## The house")[1]
+    map_of_it = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## Project layout")[1]
     named = set(re.findall(r"\w+\.py", map_of_it))
     files = {file.name for folder in ("pipelines", "nets", "train") for file in (REPOSITORY / folder).glob("*.py")}
     missing = {name for name in files - named if not name.startswith("_") and name.removesuffix(".py") not in nets.names()}
     assert not missing
     assert named <= files | {file.name for file in REPOSITORY.glob("tests/*.py")}  # and none that is gone
+
+
+def anchors(text: str) -> set[str]:
+    """What a page's headings are called in links, as GitHub does it."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "benchmarks"])
+def test_links_lead_somewhere(document):
+    place = REPOSITORY / document
+    pages = sorted(place.rglob("*.md")) if place.is_dir() else [place]
+    broken = []
+    for page in pages:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            file, _, anchor = target.partition("#")
+            there = page.parent / file if file else page
+            known = "://" in target or (there.exists() and (not anchor or anchor in anchors(there.read_text(encoding="utf-8"))))
+            broken += [] if known else [f"{page.relative_to(REPOSITORY)}: {target}"]
+    assert pages and not broken

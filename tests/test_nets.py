@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,6 +243,7 @@ def test_command_prints_every_net():
     done = run()
     assert done.returncode == 0 and "83,368" in done.stdout
     assert {line.split()[0] for line in done.stdout.splitlines()[2:]} == set(NAMES)
+    assert done.stdout.strip() in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_command_prints_the_layers_of_one_net():

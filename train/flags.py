@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 from dataclasses import fields
+from typing import Any
 
 from pipelines.errors import InputError
 from train import usage
@@ -38,9 +39,11 @@ def parse(arguments: list[str], recipes: dict) -> tuple[str, Recipe]:
 
     Raises `InputError` for an unknown recipe, setting or a value that cannot be; one of another type ends with exit code 2.
     """
-    parser = usage.parser(recipes, COMMANDS)
+    shown = next((word for word in arguments if word in recipes), "default")
+    start = plain(recipes[shown], "auto")
+    parser = usage.parser(recipes, COMMANDS, shown)
     for setting, group in usage.groups(parser, fields(Recipe)):
-        options = {"default": argparse.SUPPRESS, "help": setting.metadata["help"].replace("%", "%%")}
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": usage.explained(setting, getattr(start, setting.name))}
         if setting.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:

@@ -15,9 +15,9 @@ GROUPS = {
     "speed": "device precision compiled recorded deterministic",
     "optimiser": "optimiser lr momentum nesterov weight_decay beta muon_lr muon_momentum muon_norm head_lr label_smoothing ema",
     "schedule": "schedule warmup floor step_epochs factor patience",
-    "images that grow": "first_side grown",
-    "augmentation, the same in every pipeline": "flip translate padding cutout",
-    "augmentation behind the pipeline": "affine_p shift scale rotate erase_p erase erase_fill grey_p brightness contrast saturation sharpness mixup cutmix mix_ramp",
+    "progressive resizing": "first_side grown",
+    "augmentation, in the pipeline (the same in every one)": "flip translate padding cutout",
+    "augmentation, on batches behind any pipeline": "affine_p shift scale rotate erase_p erase erase_fill grey_p brightness contrast saturation sharpness mixup cutmix mix_ramp",
     "distillation": "teacher teacher_share temperature",
 }
 MORE = "more settings"
@@ -29,7 +29,8 @@ USAGE = """python -m train [RECIPE] [--setting value ...]
        python -m train COMMAND ... (each has its own --help)"""
 
 ABOUT = (
-    "Train a small net. A recipe is a set of settings with a name, and a flag changes one of them. Without any, python -m train does what suits this machine."
+    "Train a small net. A recipe is a named set of settings; flags override single ones. Without a recipe, python -m train picks one that suits this machine. "
+    "Values in [brackets] are those of the recipe {}; python -m train RECIPE --help shows those of another."
 )
 
 EXAMPLES = """
@@ -37,23 +38,24 @@ examples:
   python -m train                                         about five minutes on two cores
   python -m train --minutes 5                             as many epochs as fit on this machine
   python -m train level1 --epochs 10 --pipeline dali      a recipe with other settings
-  python -m train --data my-pictures --size 32            on class folders of your own pictures
-  python -m train --data cifar100 --runs 5                five seeds: mean, deviation and interval
-  python -m train --resume runs/20261124-...              what was interrupted, to the same bits
+  python -m train --data my-pictures --size 32            on your own images, one folder a class
+  python -m train --data cifar100 --runs 5                five seeds: mean, deviation, 95% interval
+  python -m train --resume runs/20261124-...              go on with an interrupted run, bit for bit
   torchrun --standalone --nproc-per-node 2 -m train level1  two processes share one training
-  python -m train predict runs/20261124-... photo.jpg     what a trained net says of a picture
+  python -m train predict runs/20261124-... photo.jpg     classify a picture with a trained net
 """
 
 
-def parser(recipes: dict, commands: dict[str, str]) -> argparse.ArgumentParser:
-    """The parser of a training, still without settings. `recipes` maps names to functions, `commands` names to what they are for."""
+def parser(recipes: dict, commands: dict[str, str], shown: str) -> argparse.ArgumentParser:
+    """The parser of a training, still without settings. `recipes` maps names to functions, `commands` names to what they are for; `shown` is the recipe
+    whose values the help states."""
 
     def layout(prog: str) -> argparse.HelpFormatter:
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns, WIDEST))
 
     listed = "\n".join(f"  {name:12}{text}" for name, text in commands.items())
     epilog = f"recipes:\n  {', '.join(recipes)}\n\ncommands:\n{listed}\n{EXAMPLES}"
-    made = argparse.ArgumentParser("python -m train", USAGE, wrapped(ABOUT), epilog, formatter_class=layout, allow_abbrev=False)
+    made = argparse.ArgumentParser("python -m train", USAGE, wrapped(ABOUT.format(shown)), epilog, formatter_class=layout, allow_abbrev=False)
     made.add_argument("recipe", nargs="?", default="default", metavar="RECIPE", help="a named recipe, see below (default: default)")
     return made
 
@@ -68,6 +70,13 @@ def groups(made: argparse.ArgumentParser, settings: tuple[Field, ...]) -> list[t
         group = made.add_argument_group(MORE)
         found += [(setting, group) for setting in by_name.values()]
     return found
+
+
+def explained(setting: Field, value) -> str:
+    """A setting's help for argparse, with its value in the recipe that is shown."""
+    said = {True: "on", False: "off"}[value] if setting.type is bool else f"{value:g}" if setting.type is float else value
+    text = setting.metadata["help"] if value == "" else f"{setting.metadata['help']} [{said}]"
+    return text.replace("%", "%%")
 
 
 def near(word: str, words: list[str]) -> str:
