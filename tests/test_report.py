@@ -75,7 +75,7 @@ def test_the_page_stands_alone_and_says_how_to_repeat_the_run(run, store):
     made = Page(text)
     assert made.wanted and all(value.startswith("data:") for value in made.wanted)
     assert "script" not in made.tags and "url(" not in text and "@import" not in text
-    for wanted in (summary["command"], summary["data"]["sha256"]["train.images"], str(summary["versions"]["torch"]), "How it learned", "Grad-CAM", "epoch 2"):
+    for wanted in (summary["command"], summary["data"]["sha256"]["train.images"], str(summary["versions"]["torch"]), "Learning curves", "Grad-CAM", "epoch 2"):
         assert wanted in text, wanted
 
 
@@ -109,6 +109,13 @@ def test_a_net_without_mistakes_has_a_page(run, store, tmp_path):
     assert explained(same, store.images("test"), result.model(out)) == [] and "None." in mistakes(same, [])
     report.write(shutil.copytree(out, tmp_path / "run"), summary, result.lines(out, "metrics.jsonl"), same, store, store.images("test"))
     assert "None." in (tmp_path / "run" / "report.md").read_text() and not (tmp_path / "run" / "mistakes.png").exists()
+
+
+def test_percentages_are_said_to_be_of_one_view_where_several_decided(run, store):
+    out, summary = run
+    wrong = outcome_of(store.labels("test"), (store.labels("test") + 1) % len(store.classes))
+    found = explained(wrong, store.images("test"), result.model(out))
+    assert "percentages from one" in mistakes(wrong, found, views=6) and "percentages" not in mistakes(wrong, found)
 
 
 class Flat(nn.Module):

@@ -156,7 +156,7 @@ def html(runs: list[Run]) -> str:
         f"<h1>{len(runs)} runs side by side</h1><p>{escape(tested(runs))}</p>{notes}",
         table(list(HEAD), [[f"{cell:,}" if isinstance(cell, int) else cell for cell in run.row()] for run in runs]),
         "".join(f"<p>{escape(line)}</p>" for line in apart(runs)),
-        f"<h2>Curves</h2>{curves(runs)}<h2>Settings that differ</h2>{found}<h2>To repeat them</h2>{commands}",
+        f"<h2>Curves</h2>{curves(runs)}<h2>Settings that differ</h2>{found}<h2>Reproduce these runs</h2>{commands}",
     ]
     return document("Runs side by side", *parts)
 

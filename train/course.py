@@ -62,7 +62,7 @@ class Ended(NamedTuple):
         losses = self.losses.tolist()
         for step, loss in enumerate(losses):
             if not math.isfinite(loss):
-                raise Diverged(recipe.seed, self.epoch + 1, step + 1, loss, next(iter(recipe.rates()), "lr"))
+                raise Diverged(recipe.seed, self.epoch + 1, step + 1, loss, recipe.main_rate)
         return losses, int(self.right)
 
 

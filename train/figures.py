@@ -106,7 +106,7 @@ def mistakes(images: np.ndarray, outcome: Outcome, classes: tuple[str, ...], dat
         predicted, true = classes[outcome.predicted[i]], classes[outcome.true[i]]
         axes.set_title(f"{predicted}\n", fontsize=9, color=TEST, pad=2)
         axes.text(0.5, 1.03, f"is {true}", transform=axes.transAxes, ha="center", va="bottom", fontsize=8, color="0.3")
-    figure.suptitle(f"{count:,} of {len(outcome.true):,} wrong: predicted (red) and true class, {data}")
+    figure.suptitle(f"{count:,} of {len(outcome.true):,} misclassified: predicted (red) and true class, {data}")
     return figure
 
 
@@ -131,7 +131,7 @@ def sheet(made: Sheet, data: str) -> plt.Figure:
         axes.text(i * (TILE + GAP) + TILE / 2, -6, heading, fontsize=8, ha="center")
     for row, name in enumerate(made.names):
         axes.text(-6, row * (TILE + GAP) + TILE / 2, name, fontsize=8, ha="right", va="center")
-    axes.set_title(f"Training images, and what the recipe made of them\n{data}\n", fontsize=9)
+    axes.set_title(f"Training images as the net sees them, augmented\n{data}\n", fontsize=9)
     return figure
 
 

@@ -65,30 +65,31 @@ def explained(outcome: Outcome, images: np.ndarray, model: Model, most: int = CA
     return found
 
 
-def mistakes(outcome: Outcome, found: list[Mistake]) -> str:
+def mistakes(outcome: Outcome, found: list[Mistake], views: int = 1) -> str:
     """The part of the page with wrong predictions and their reasons."""
     if not found:
-        return "<h2>Its mistakes</h2><p>None.</p>"
+        return "<h2>Misclassified images</h2><p>None.</p>"
     cards = []
     for one in found:
         pictures = picture(one.image, f"image {one.place}: {one.own}")
         if one.why is not None and one.why_not is not None:
-            pictures += picture(one.why, f"what speaks for {one.taken}") + picture(one.why_not, f"what speaks for {one.own}")
+            pictures += picture(one.why, f"evidence for {one.taken}") + picture(one.why_not, f"evidence for {one.own}")
         taken = f'<b style="color:var(--test)">{escape(one.taken)}</b> {one.shares[0]:.0%}'
         own = f'<span style="color:var(--train)">is {escape(one.own)}</span> {one.shares[1]:.0%}'
         cards.append(f"<div class=card><div>{pictures}</div>{taken}<br>{own}</div>")
-    return f"<h2>Its mistakes</h2><p class=soft>{escape(legend(outcome, found))}</p><div class=cards>{''.join(cards)}</div>"
+    return f"<h2>Misclassified images</h2><p class=soft>{escape(legend(outcome, found, views))}</p><div class=cards>{''.join(cards)}</div>"
 
 
-def legend(outcome: Outcome, found: list[Mistake]) -> str:
-    """What the pictures of mistakes show, "" where there are none."""
+def legend(outcome: Outcome, found: list[Mistake], views: int = 1) -> str:
+    """What the pictures of mistakes show, "" where there are none. With several views of a test image, what is predicted need not be what one view says."""
     if not found:
         return ""
     wrong = int((outcome.predicted != outcome.true).sum())
-    which = f"{wrong:,} of {len(outcome.true):,} are wrong; {len(found)} of them, spread over the images."
+    which = f"{wrong:,} of {len(outcome.true):,} images are misclassified; shown are {len(found)} of them, evenly spaced."
+    which += f" Predicted from up to {views} views, percentages from one." if views > 1 else ""
     if found[0].why is None:
-        return f"{which} The net has no feature maps, so Grad-CAM cannot say why."
-    return f"{which} Beside each, by Grad-CAM (arXiv:1610.02391), what speaks for the class it was taken for (red) and for its own (blue)."
+        return f"{which} The net has no feature maps, so Grad-CAM cannot explain them."
+    return f"{which} Beside each, by Grad-CAM (arXiv:1610.02391), the evidence for the predicted class (red) and for the true class (blue)."
 
 
 def tinted(image: np.ndarray, heat_HW: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -113,7 +114,7 @@ def sheet_of(summary: dict, store: Store) -> Sheet:
     ids = trained(recipe, store)
     epochs = sorted(set(np.linspace(0, recipe.epochs - 1, COLUMNS - 1).round().astype(int).tolist()))
     originals, labels = store.images("train"), store.labels("train")[ids]
-    columns = {"as it is": [originals[i] for i in ids]} | {f"epoch {epoch + 1}": list(seen(recipe, store, ids, epoch)) for epoch in epochs}
+    columns = {"original": [originals[i] for i in ids]} | {f"epoch {epoch + 1}": list(seen(recipe, store, ids, epoch)) for epoch in epochs}
     return Sheet(ids, [store.classes[label] for label in labels], columns)
 
 
@@ -123,9 +124,7 @@ def sheet(made: Sheet) -> str:
     for row, (i, name) in enumerate(zip(made.ids, made.names)):
         cells += [picture(images[row], f"{name}, training image {i}, {heading}") for heading, images in made.columns.items()]
     style = f"grid-template-columns: repeat({len(made.columns)}, minmax(0, 1fr))"
-    return (
-        f'<h2>What the net sees</h2><p class=soft>Training images, and what the recipe made of them.</p><div class=sheet style="{style}">{"".join(cells)}</div>'
-    )
+    return f'<h2>Training images as the net sees them</h2><p class=soft>The original, and the augmented image in several epochs.</p><div class=sheet style="{style}">{"".join(cells)}</div>'
 
 
 def seen(recipe: Recipe, store: Store, ids: np.ndarray, epoch: int) -> np.ndarray:

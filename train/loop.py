@@ -177,7 +177,7 @@ class Training:
         if last:
             self.watch.seconds["final_eval"] = self.watch.seconds["eval"] - before
             if math.isnan(self.outcome.loss):  # the last update broke the net: its logits are no numbers, and what it calls the images no accuracy
-                raise Diverged(self.recipe.seed, self.recipe.epochs, len(self.train), math.nan, next(iter(self.recipe.rates()), "lr"), tested=True)
+                raise Diverged(self.recipe.seed, self.recipe.epochs, len(self.train), math.nan, self.recipe.main_rate, tested=True)
 
     def look(self, images: torch.Tensor, views: int) -> torch.Tensor:
         """Logits, float32[B,K], of a test batch, the mean of so many views; the net is in evaluation mode."""

@@ -18,11 +18,11 @@ from train.gallery import Mistake, Sheet, mistakes, sheet
 
 NUMBERED = 30  # classes; more of them are a picture, not a table
 LAPS = {
-    "setup": ("setup", "var(--rest)", "finding and checking the data, building the net"),
-    "compile": ("compile", "var(--part)", "first batches, on which kernels are built"),
+    "setup": ("setup", "var(--rest)", "finding and verifying the data, building the net"),
+    "compile": ("compile", "var(--part)", "first batches, which build the kernels"),
     "train": ("train", "var(--train)", "the training epochs, waiting for data included"),
-    "eval": ("eval", "var(--test)", "passes over the test images"),
-    "other": ("other", "var(--rule)", "checkpoints, metrics, printing; not this page"),
+    "eval": ("eval", "var(--test)", "test passes"),
+    "other": ("other", "var(--rule)", "checkpoints, metrics, printing; without this report"),
 }
 
 
@@ -34,7 +34,7 @@ def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, class
         curves(history, result.lines(out, "steps.jsonl")),
         times(summary.get("seconds")),
         confusion(outcome, classes),
-        mistakes(outcome, found),
+        mistakes(outcome, found, summary["recipe"].get("views", 1)),
         sheet(seen),
         repeat(summary),
     ]
@@ -47,8 +47,8 @@ def head(title: str, summary: dict) -> str:
     seconds = summary.get("seconds") or {}
     figures = [
         (f"{summary['test_accuracy']:.2%}", f"test accuracy, on {tested_on(summary)}"),
-        (f"{summary['train_accuracy']:.2%}", "train accuracy, measured while training"),
-        (f"{summary['parameters']:,}", f"parameters, {summary['macs'] / 1e6:.1f}M multiply-adds an image"),
+        (f"{summary['train_accuracy']:.2%}", "train accuracy, during training, on augmented images"),
+        (f"{summary['parameters']:,}", f"parameters, {summary['macs'] / 1e6:.1f}M multiply-adds per image"),
         (f"{summary['images_per_second']:,.0f}", "images/s in training, median epoch"),
         *([(f"{seconds['train']:,.1f} s", f"of training, {seconds['total']:,.1f} s in all")] if seconds else []),
     ]
@@ -87,7 +87,7 @@ def curves(history: list[dict], steps: list[dict]) -> str:
         + [f"{h['images_per_second']:,.0f}", f"{h['seconds']:.1f}"]
         for h in history
     ]
-    return f"<h2>How it learned</h2><div class=pair>{loss}{accuracy}</div><details><summary>Every epoch</summary>{table(names, rows)}</details>"
+    return f"<h2>Learning curves</h2><div class=pair>{loss}{accuracy}</div><details><summary>All epochs</summary>{table(names, rows)}</details>"
 
 
 def percent(share: float | None) -> str:
@@ -130,13 +130,13 @@ def confusion(outcome: Outcome, classes: tuple[str, ...]) -> str:
     """The matrix, and in words what it confuses most."""
     counts = outcome.confusion(len(classes))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    items = "".join(f"<li>{escape(true)} taken for {escape(predicted)}: {count:,} images</li>" for true, predicted, count in confused(outcome, classes, 10))
+    items = "".join(f"<li>{escape(true)} classified as {escape(predicted)}: {count:,} images</li>" for true, predicted, count in confused(outcome, classes, 10))
     if len(classes) <= NUMBERED:
         drawn = matrix(shares, counts, classes)
     else:
         shade = np.round(255 * (1 - shares)).astype(np.uint8)[:, :, None]
-        drawn = f"<div style='max-width:26rem'>{picture(shade, 'confusion matrix', largest=len(classes))}</div><small>rows true, columns predicted, in the order of the classes</small>"
-    return f"<h2>What it confuses</h2><div class=pair><div>{drawn}</div><div><p>Most often:</p><ul>{items}</ul></div></div>"
+        drawn = f"<div style='max-width:26rem'>{picture(shade, 'confusion matrix', largest=len(classes))}</div><small>rows: true class, columns: predicted class, in label order</small>"
+    return f"<h2>Confusion matrix</h2><div class=pair><div>{drawn}</div><div><p>Most frequent confusions:</p><ul>{items}</ul></div></div>"
 
 
 def matrix(shares: np.ndarray, counts: np.ndarray, classes: tuple[str, ...]) -> str:
@@ -148,11 +148,11 @@ def matrix(shares: np.ndarray, counts: np.ndarray, classes: tuple[str, ...]) -> 
         for j, share in enumerate(shares[i]):
             depth, ink = (share, "--train") if i == j else (min(2.5 * share, 1.0), "--test")
             text = f"{100 * share:.0f}" if round(100 * share) else ""
-            said = f"{name} taken for {classes[j]}: {counts[i, j]:,}" if i != j else f"{name}, right: {counts[i, j]:,}"
+            said = f"{name} classified as {classes[j]}: {counts[i, j]:,}" if i != j else f"{name}, correct: {counts[i, j]:,}"
             shade = f"color-mix(in srgb, var({ink}) {100 * depth:.0f}%, var(--card))"
             cells.append(f'<td style="background:{shade}{";color:var(--paper)" if depth > 0.5 else ""}" title="{escape(said)}">{text}</td>')
         rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
-    note = "<small>per cent of each true class (row) by predicted class (column)</small>"
+    note = "<small>percent of each true class (row) by predicted class (column)</small>"
     return f"<div class=wide><table class=matrix><thead><tr><th></th>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
 
 
@@ -168,4 +168,4 @@ def repeat(summary: dict) -> str:
     ]
     settings = [[name, str(value)] for name, value in summary["recipe"].items()]
     more = f"<details><summary>All {len(settings)} settings</summary>{table([], settings)}</details>"
-    return f"<h2>To repeat it</h2><pre>{escape(summary['command'])}</pre>{table([], facts)}{more}"
+    return f"<h2>Reproduce this run</h2><pre>{escape(summary['command'])}</pre>{table([], facts)}{more}"

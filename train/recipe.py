@@ -156,6 +156,11 @@ class Recipe:
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     @property
+    def main_rate(self) -> str:
+        """The setting that most weights learn by."""
+        return next(iter(self.rates()), "lr")
+
+    @property
     def idle(self) -> list[str]:
         """Settings of shift-scale-rotate where no image has it."""
         return [] if self.affine_p else [name for name in ("shift", "scale", "rotate") if getattr(self, name)]

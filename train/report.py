@@ -22,7 +22,10 @@ def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store
     images  uint8[N,H,W,C], those that `outcome` is of
     """
     found, seen = explained(outcome, images, result.model(out)), sheet_of(summary, store)
-    data, text = summary["data"]["name"], markdown(summary, history, outcome, store.classes, legend(outcome, found[: figures.REASONS]))
+    data, text = (
+        summary["data"]["name"],
+        markdown(summary, history, outcome, store.classes, legend(outcome, found[: figures.REASONS], summary["recipe"].get("views", 1))),
+    )
     if figures.plt is None:
         print("matplotlib is not installed: the report has no pictures", file=sys.stderr)
         text = "\n".join(line for line in text.split("\n") if not line.startswith("!["))
@@ -49,26 +52,26 @@ def remove(out: Path) -> None:
 def markdown(summary: dict, history: list[dict], outcome: Outcome, classes: tuple[str, ...], mistakes: str) -> str:
     """The run as Markdown. `mistakes` says what the pictures of them show."""
     seconds, data = summary["seconds"], summary["data"]
-    confused = [f"- {escape(true)} taken for {escape(predicted)}: {count:,} images" for true, predicted, count in page.confused(outcome, classes)]
+    confused = [f"- {escape(true)} classified as {escape(predicted)}: {count:,} images" for true, predicted, count in page.confused(outcome, classes)]
     lines = [
         f"# {summary['net']} on {escape(data['name'])}",
-        f"**Test accuracy {summary['test_accuracy']:.2%}** on {page.tested_on(summary)}, train accuracy {summary['train_accuracy']:.2%} (as it trained, "
-        f"augmentation included), {summary['parameters']:,} parameters, {summary['macs'] / 1e6:.1f}M multiply-adds an image.",
+        f"**Test accuracy {summary['test_accuracy']:.2%}** on {page.tested_on(summary)}, train accuracy {summary['train_accuracy']:.2%} (during training, "
+        f"on augmented images), {summary['parameters']:,} parameters, {summary['macs'] / 1e6:.1f}M multiply-adds per image.",
         f"Pipeline `{summary['pipeline']}`, {summary['images_per_second']:,.0f} images/s in training (median epoch), {summary['precision']}, "
         f"on {summary['hardware']['device']} ({summary['hardware']['threads']} threads).",
-        "The same with everything that can be pointed at: [report.html](report.html), one page that stands alone.",
+        "Interactive version: [report.html](report.html), a single self-contained page.",
         "![curves](curves.png)",
         "\n".join(["| epoch | lr | train loss | train | test | images/s | seconds |", "| --: | --: | --: | --: | --: | --: | --: |", *map(row, history)]),
         "## Where the time went",
         "\n".join(["| | seconds | |", "| --- | --: | --- |", *(f"| {name} | {s:.2f} | {page.LAPS[name][2]} |" for name, s in page.spent(seconds).items())]),
-        "## What it confuses",
+        "## Most frequent confusions",
         "\n".join(confused),
         "![confusion](confusion.png)",
-        "## Its mistakes",
+        "## Misclassified images",
         *(["![mistakes](mistakes.png)", mistakes, "![reasons](reasons.png)"] if mistakes else ["None."]),
-        "## What the net sees",
+        "## Training images as the net sees them",
         "![seen](seen.png)",
-        "## To repeat it",
+        "## Reproduce this run",
         f"```\n{summary['command']}\n```",
         f"Commit {summary['commit']}, seed {summary['seed']}, " + ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + ".",
         "\n".join(
