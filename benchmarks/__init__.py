@@ -1,1 +1,1 @@
-"""Benchmarks: one file a question; the rules are in README.md beside this."""
+"""Benchmarks: one script per question; README.md beside this has the rules."""

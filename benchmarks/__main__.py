@@ -1,4 +1,4 @@
-"""python -m benchmarks gpu --out DIR --minutes M: everything there is to measure on a GPU, the most telling first."""
+"""python -m benchmarks gpu --out DIR --minutes M: everything there is to measure on a GPU, the most important first."""
 
 import sys
 import time

@@ -1,11 +1,11 @@
-"""Runs a peer's script on our data: the speed records' scripts, from a folder that the user has. None of their code is ours to ship.
+"""Runs a peer's script on our data: a speed record's script from a folder of the user's. None of their code is ours to ship.
 
-The script is started with this Python in a temporary folder, in which it finds `cifar10/train.pt` and `cifar10/test.pt` (dicts of `images`,
-uint8[N,32,32,3], `labels`, int64[N], and `classes`, a list of names). Of the flags --train, --test and --runs it is given those that it
+The script is started with this Python in a temporary folder that contains `cifar10/train.pt` and `cifar10/test.pt` (dicts of `images`,
+uint8[N,32,32,3], `labels`, int64[N], and `classes`, a list of names). Of the flags --train, --test and --runs it gets those that it
 declares. It trains many times and prints a table whose header has the columns `run`, `epoch` (`eval` in the row that ends a run), `val_acc`,
-`tta_val_acc` where it has test-time views, and last `time_seconds` or `total_time_seconds`; a run's number may stand in its first row alone.
+`tta_val_acc` if it uses test-time augmentation, and last `time_seconds` or `total_time_seconds`; a run's number may appear in its first row only.
 
-The first run is its warm-up, named so or not: it compiles, and airbench96 compiles inside the clock of it. It does not count.
+The first run is its warm-up, named so or not: it compiles, and airbench96 compiles inside that run's clock. It does not count.
 """
 
 import hashlib

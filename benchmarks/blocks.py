@@ -1,11 +1,11 @@
-"""How long do the kernels of a tiny net's block take on this GPU, with how much room each?
+"""How long do the GPU kernels of a tiny net's block take, by launch configuration?
 
     python benchmarks/blocks.py [--channels 32 48 --sides 32 16] [--batch-size N] [--json FILE]
 
-A block of so many channels at so many pixels of side, bf16, forward and backward. Of each kernel (`nets/gated_kernels.py`) the programs that are to
-find room in a multiprocessor and the registers that a thread may take are varied, and of the depthwise filters' the values of a tile, one at a time;
-all others are as they are. A figure is the median over rounds, in turns, of a graph of 20 times all that a block does, so that one kernel's gain is
-seen in the whole; "bytes" is what its maps take at the rate of a copy that no cache has room for, measured in this run.
+A block of so many channels on maps of so many pixels a side, bf16, forward and backward. For each kernel (`nets/gated_kernels.py`) the number of programs
+per multiprocessor and of registers per thread is varied, and for the depthwise filters the values of a tile, one at a time;
+all others keep their defaults. A figure is the median over rounds, in turns, of a CUDA graph of 20 times the whole block, so that one kernel's gain is
+seen in the whole; "bytes" is what its maps take at the rate of a copy too large for any cache, measured in this run.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def options(given: list[str] | None) -> argparse.Namespace:
     """Raises `InputError` for shapes that the kernels do not know, and where there is no GPU."""
     parser = argparse.ArgumentParser(prog="blocks.py", description=__doc__.split("\n")[0])
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 24, 32, 48, 64])
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 16, 32, 16, 8], help="of each of those, pixels")
+    parser.add_argument("--sides", type=int, nargs="+", default=[32, 16, 32, 16, 8], help="side of the maps for each number of channels, pixels")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--json", metavar="FILE")
     asked = parser.parse_args(given)

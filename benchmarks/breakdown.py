@@ -4,13 +4,13 @@
 
 The parts are data (waiting for a batch), forward (net and loss), backward, optimiser, and the rest (learning rate,
 training accuracy, progress bar). All pipelines take turns, round by round; a round is an epoch of whole batches, whose
-first steps stand apart, since workers start and queues fill there. Each round is run twice, once marked (`marks.py`)
-and once with nothing but its two ends timed, and both are stated, so that a reader sees what measuring costs.
+first steps are reported separately, since workers start and queues fill there. Each round runs twice, once instrumented
+(`marks.py`) and once with only its two ends timed, and both are reported, so that the cost of measuring is visible.
 
-A figure is the mean over the counted steps of a round (a loader of several workers gives batches in bursts, and a
-median over steps would hide the waits), then the median over rounds. The JSON has the medians over steps too.
-"If data were free" is what taking the wait away would give; "fixed batch" is what training on one batch over and over
-gave: more, where the loader's threads take the processor from the training.
+A figure is the mean over the counted steps of a round (a loader with several workers delivers batches in bursts, and a
+median over steps would hide the waits), then the median over rounds. The JSON has the medians over steps as well.
+"If data were free" is the rate without the wait; "fixed batch" is the rate of training on one batch over and over,
+which is higher where the loader's threads compete with the training for the processor.
 """
 
 import sys
@@ -162,9 +162,9 @@ def chart(results: list[dict], title: str, path: str) -> None:
 
 def main(given: list[str] | None = None) -> None:
     parser = arguments(__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=12, help="counted steps of a round; 0 for all that the images give (default 12)")
-    parser.add_argument("--first", type=int, default=4, help="steps before them, which stand apart (default 4)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, each marked and not marked (default 5)")
+    parser.add_argument("--steps", type=int, default=12, help="counted steps per round; 0 for as many as the images allow (default 12)")
+    parser.add_argument("--first", type=int, default=4, help="steps before them, reported separately (default 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, each with and without instrumentation (default 5)")
     asked, names, files = parse(parser, given)
     steps, first, rounds = (asked.pop(key) for key in ("steps", "first", "rounds"))
     if steps < 0 or first < 1 or rounds < 1:

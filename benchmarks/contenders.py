@@ -63,8 +63,8 @@ class Contender:
 def arguments(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that all of these benchmarks take; each adds its own."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", default="", help="a store or a source (default: as python -m train)")
-    parser.add_argument("--pipelines", nargs="+", default=[n for n in pipelines.names() if n != "reference"], help="which to measure")
+    parser.add_argument("--data", default="", help="store or source (default: that of python -m train)")
+    parser.add_argument("--pipelines", nargs="+", default=[n for n in pipelines.names() if n != "reference"], help="pipelines to measure (default: all)")
     parser.add_argument("--net", default="level1")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--limit", type=int, default=0, help="training images, balanced; 0 for all")
@@ -72,8 +72,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--chart", metavar="FILE", help="draw a bar chart there (.png)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--chart", metavar="FILE", help="write a bar chart to this file (.png)")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""How long does an epoch take through each pipeline, and does the loader change what is learnt?
+"""How long does an epoch take through each pipeline, and does the loader change what is learned?
 
     python benchmarks/epoch_time.py --data PATH [--json FILE] [--chart FILE]
 
 Every pipeline trains the same net on the same pixels, interleaved epoch by epoch, so that a slow minute of a
-shared machine falls on all. "fixed batch" trains on one batch over and over: the ceiling that a loader that
-costs nothing would reach. Set-up (opening, compiling, first batch) and the first epoch stand apart.
+shared machine affects all of them. "fixed batch" trains on one batch over and over: the ceiling that a loader without
+any cost would reach. Set-up (opening, compiling, first batch) and the first epoch are reported separately.
 """
 
 import sys
@@ -147,8 +147,8 @@ def chart(results: list[dict], title: str, path: str) -> None:
 
 def main(given: list[str] | None = None) -> None:
     parser = arguments(__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=4, help="training epochs, the first of which stands apart (default 4)")
-    parser.add_argument("--passes", type=int, default=5, help="passes without training, beside a first (default 5)")
+    parser.add_argument("--epochs", type=int, default=4, help="training epochs, the first of which is reported separately (default 4)")
+    parser.add_argument("--passes", type=int, default=5, help="passes without training, after a first one that is not counted (default 5)")
     parser.add_argument("--lr", type=float, default=0.1)
     asked, names, files = parse(parser, given)
     passes = asked.pop("passes")

@@ -1,14 +1,14 @@
-"""Everything there is to measure on a GPU that is at hand for a short while.
+"""Everything there is to measure on a GPU that is available for a short while.
 
     python -m benchmarks gpu --out DIR --minutes M [--data PATH]
 
-First the GPU tests, and beside them short runs of what compiles, so that its programs are there; then the benchmarks one by one, the most telling first
-(`entries.py`); each result is in DIR as soon as it is
-known, and DIR/summary.md says how far it is. It ends inside M minutes. Called again with the same DIR on the same
-commit, it goes on where it stopped (`steps.py` says what that means). A further benchmark joins by one entry of `entries.py`; `--only NAME ...` runs some.
+First the GPU tests, and beside them short runs of everything that compiles, so that the compiled programs are cached; then the benchmarks one by one, the most
+important first (`entries.py`). Each result is in DIR as soon as it is known, and DIR/summary.md tells the progress. The command ends within M minutes. Called
+again with the same DIR on the same commit, it continues where it stopped (`steps.py` says what that means). To add a benchmark, add an entry to `entries.py`;
+`--only NAME ...` runs a selection.
 
-Charts want matplotlib and the tests pytest, hypothesis and psutil; where they are missing these parts are left out
-with that reason. DALI and FFCV are rows that say "not installed". `--device cpu --quick` tries the whole machinery on
+Charts need matplotlib, and the tests pytest, hypothesis and psutil; where they are missing these parts are skipped
+with that reason. DALI and FFCV are then rows that say "not installed". `--device cpu --quick` tries the whole machinery on
 tiny sizes; its figures mean nothing.
 """
 
@@ -121,12 +121,12 @@ def gpu(given: list[str], begin: float) -> None:
     Exit code 0 where nothing failed, 1 where a step did; `InputError` where nothing can be run.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", required=True, metavar="DIR", help="where results are kept, and looked for")
-    parser.add_argument("--minutes", type=float, required=True, metavar="M", help="end within that many minutes")
-    parser.add_argument("--data", default="", help="a store or a source (default: as python -m train)")
-    parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a speed record's script, run beside ours; may be repeated")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of tests, {', '.join(entry.name for entry in ENTRIES)}")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu only to try the command")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results; continues what is in it")
+    parser.add_argument("--minutes", type=float, required=True, metavar="M", help="end within this many minutes")
+    parser.add_argument("--data", default="", help="store or source (default: that of python -m train)")
+    parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a speed record's script to run beside ours (repeatable)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"a selection of tests, {', '.join(entry.name for entry in ENTRIES)}")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu is only for trying the command")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the command: the figures mean nothing")
     asked = parser.parse_args(given)
     if asked.device == "cuda" and not torch.cuda.is_available():

@@ -1,10 +1,10 @@
-"""The ladder explained: its four nets by their author's recipes and by a modern one, with the gap between train and test.
+"""The ladder explained: its four nets with their author's recipes and with a modern one, and the gap between train and test.
 
     python benchmarks/ladder.py --out DIR [--levels 1 2 3 4] [--changes] [--epochs E] [--runs K] [--modern RECIPE] [--field value ...]
 
-The nets are the same in both rows of a level; only how they are trained differs. --changes trains level 3 again with one of its
+The nets are the same in both rows of a level; only the training differs. --changes also trains level 3 with one of its
 author's settings undone at a time. --epochs shortens every training, the author's too, and the report says so. DIR keeps finished
-trainings: called again, it goes on. Writes DIR/ladder.md and DIR/ladder.png.
+trainings: called again, the command continues. Writes DIR/ladder.md and DIR/ladder.png.
 """
 
 import argparse
@@ -134,12 +134,15 @@ def report(points: dict[str, Point], shortened: int, out: Path) -> str:
 def options(given: list[str] | None) -> tuple[argparse.Namespace, dict, Recipe]:
     """(own flags, settings for every training, the modern recipe)."""
     parser = argparse.ArgumentParser(
-        prog="ladder.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are a recipe's, and hold for all"
+        prog="ladder.py",
+        description=__doc__.split("\n")[0],
+        allow_abbrev=False,
+        epilog="all other flags are settings of python -m train, and apply to all trainings",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="results: ladder.md, ladder.png, and a folder a training")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results: ladder.md, ladder.png, and one folder per training")
     parser.add_argument("--levels", nargs="+", type=int, choices=sorted(PUBLISHED), default=sorted(PUBLISHED))
-    parser.add_argument("--changes", action="store_true", help="level 3 with each of its author's settings undone")
-    parser.add_argument("--modern", default="modern", metavar="RECIPE", help="the recipe beside the author's (modern)")
+    parser.add_argument("--changes", action="store_true", help="also level 3 with each of its author's settings undone")
+    parser.add_argument("--modern", default="modern", metavar="RECIPE", help="recipe to compare with the author's (default modern)")
     asked, rest = parser.parse_known_args(given)
     if asked.modern not in named():
         raise InputError(f"--modern {asked.modern}: choose one of {', '.join(named())}")

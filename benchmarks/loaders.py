@@ -1,17 +1,17 @@
-"""How many images a second does each loader hand over, with nothing else to do?
+"""How many images per second does each loader deliver, with nothing else to do?
 
     python benchmarks/loaders.py --data PATH [--only NAMES] [--batch-sizes 64 512] [--dtypes float32] [--json FILE] [--chart FILE]
 
-Ours, and the peers on the plan, are rows by the names of their pipelines; "-docs" rows are the peers as their own
-documentation writes them, with their own random operators (`peers.py`); "record-" rows are the two ways the speed
-records load (`whole_epoch.py`). All do the same: flip, shift by up to 4 pixels, an 8 pixel square cut out, normalise.
+Our pipelines, and the peers following our plan, are rows named after their pipelines; "-docs" rows are the peers as their own
+documentation uses them, with their own random operators (`peers.py`); "record-" rows are the two ways in which the speed
+records load (`whole_epoch.py`). All do the same work: flip, shift by up to 4 pixels, cutout of 8 pixels, normalisation.
 
-All rows take their turn in every pass, and each pass begins with a copy of large buffers: the bandwidth that bounds
-them. A row moves each image's bytes once, uint8 in and dtype out; GB/s counts those, whatever the loader moves
-beside them. A consumer holds one batch at a time; on CUDA the host waits for the device at the ends of a pass only.
-A pass is a whole epoch, or fewer steps where those would take longer than --seconds; never a part of a step. Set-up
+All rows take turns in every pass, and each pass begins with a copy of large buffers, which gives the bandwidth that bounds
+them. A row moves each image's bytes once, uint8 in and dtype out; GB/s counts those, whatever else the loader moves.
+A consumer holds one batch at a time; on CUDA the host synchronises at the ends of a pass only.
+A pass is a whole epoch, or fewer whole steps where an epoch would take longer than --seconds. Set-up
 is the time from opening a loader to its first batch (compiling, decoding, padding, starting workers); the warm-up
-passes after it, which find how many steps fit, are not counted either. FFCV's file is written before.
+passes after it, which find out how many steps fit, are not counted. FFCV's file is written before.
 """
 
 import argparse
@@ -227,16 +227,16 @@ def libraries() -> dict[str, str]:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="", help="a store or a source (default: as python -m train)")
-    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("--data", default="", help="store or source (default: that of python -m train)")
+    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=f"a selection of {', '.join(NAMES)}")
     parser.add_argument("--batch-sizes", nargs="+", type=int, help="default 64 512 5000, and 50000 on a GPU")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default float32, and float16 bfloat16 on a GPU")
     parser.add_argument("--passes", type=int, default=5, help="default 5")
-    parser.add_argument("--seconds", type=float, default=4.0, help="what a pass of a slow loader may take (default 4)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="longest time of a pass (default 4)")
     parser.add_argument("--limit", type=int, default=0, help="training images, balanced; 0 for all")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--json", metavar="FILE", help="write all figures there, after each setting")
-    parser.add_argument("--chart", metavar="FILE", help="draw a bar chart there (.png), of batch 512 and float32 where measured")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file, after each setting")
+    parser.add_argument("--chart", metavar="FILE", help="write a bar chart to this file (.png), of batch 512 and float32 if measured")
     return parser
 
 

@@ -1,11 +1,11 @@
-"""Accuracy against parameters and multiply-adds: the family of tiny nets, the ladder, the anchor, and the field's published figures.
+"""Accuracy against parameters and multiply-adds: the family of tiny nets, the ladder, the anchor, and published figures.
 
     python benchmarks/pareto.py RECIPE --out DIR [--nets tiny10k level1 ...] [--runs K] [--field value ...]
 
-Every net trains by one recipe, K seeds each; a point is the mean of the last epoch's test accuracies with its 95% interval. DIR keeps
-finished seeds and one JSON file a net: called again, it goes on. Writes DIR/pareto.md and DIR/pareto.png.
+Every net trains with the same recipe, K seeds each; a point is the mean of the last epoch's test accuracies with its 95% interval. DIR keeps
+finished seeds and one JSON file per net: called again, the command continues. Writes DIR/pareto.md and DIR/pareto.png.
 
-Published figures are on the original pixels and of their authors' own recipes; they are drawn hollow and joined to nothing.
+Published figures are on the original pixels and with their authors' own recipes; they are drawn hollow and not connected.
 """
 
 import argparse
@@ -125,9 +125,11 @@ def report(points: list[Point], out: Path) -> str:
 
 def options(given: list[str] | None) -> tuple[list[str], Path, str, Recipe]:
     """(nets, folder, the recipe's name, the recipe). Raises `InputError` for a net that there is not."""
-    parser = argparse.ArgumentParser(prog="pareto.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are the recipe's")
-    parser.add_argument("--out", required=True, metavar="DIR", help="results: pareto.md, pareto.png, a JSON file and the seeds of every net")
-    parser.add_argument("--nets", nargs="+", help="which; else the family, level 1 and the anchor")
+    parser = argparse.ArgumentParser(
+        prog="pareto.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are settings of python -m train"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results: pareto.md, pareto.png, and a JSON file and the seeds of every net")
+    parser.add_argument("--nets", nargs="+", help="nets to train (default: the tiny family, level1 and the anchor)")
     asked, rest = parser.parse_known_args(given)
     leave_out(rest, "name the nets with --nets, and the seeds of each with --runs", "net", "sweep")
     name, recipe = parse(rest, named())

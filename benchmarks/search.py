@@ -1,16 +1,16 @@
-"""Which values of a recipe's settings are better, and what do they cost? Trainings at settings drawn around it, and a fit of what came out.
+"""Which values of a recipe's settings are better, and what do they cost? Trainings at settings drawn at random around it, and a fit of the results.
 
     python benchmarks/search.py RECIPE --vary lr=0.05..0.2 muon_norm=filter,row [...] --trials N --out DIR [--stop-after MINUTES] [--field value ...]
 
-A trial has settings of its own, within all ranges at once (`surface.py` says how they are drawn), and a seed of its own, so that all trials tell of every
-setting, and of how much a seed does. All train in one process, none compiled (on a GPU a step is recorded instead), and `--together G` of them as one
-program. Trials that differ in nothing but what the host decides (rates, epochs, sizes, shifts) share the recorded step; any other setting has it recorded anew, which
-takes longer than a short training. They are tested once, on images held out of train: a tenth of them, or `--held-out`. DIR keeps what is finished: called
-again, with more trials or not, it goes on. Writes DIR/search.md, search.json and search.png.
+A trial draws all settings at once from their ranges (`surface.py` says how) and has its own seed, so that every trial tells something about every
+setting, and about how much a seed matters. All trials train in one process, not compiled (on a GPU a step is recorded instead), and `--together G` of them as one
+program. Trials that differ only in what the host decides (rates, epochs, sizes, shifts) share the recorded step; any other setting has it recorded anew, which
+takes longer than a short training. Each is tested once, on images held out of the training set: a tenth of them, or `--held-out`. DIR keeps what is finished: called
+again, with more trials or not, the command continues. Writes DIR/search.md, search.json and search.png.
 
-low → high      the difference that the fit sees between the two ends of a range, with half of its 95% interval, each by itself; bold where that leaves zero out
-middle          how much the middle is above the mean of the two ends
-train           low → high of the last epoch's train accuracy, which seeds and few test images blur less; augmentation lowers it
+low → high      fitted difference between the two ends of a range, with half of its individual 95% interval; bold where that excludes zero
+middle          how far the middle is above the mean of the two ends
+train           low → high of the last epoch's train accuracy, which is less noisy than that of few test images; augmentation lowers it
 seconds         low → high of the field's clock: training and the last test pass
 """
 
@@ -86,12 +86,16 @@ def train(recipe: Recipe, name: str, settings: list[dict], out: Path, until: flo
 
 def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     """(own flags, the recipe's name, the recipe). Raises `InputError` for what cannot be searched."""
-    parser = argparse.ArgumentParser(prog="search.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are the recipe's")
-    parser.add_argument("--vary", nargs="+", required=True, metavar="FIELD=LOW..HIGH", help="or FIELD=A,B,...: settings, and what they are drawn from")
-    parser.add_argument("--trials", type=int, default=32, help="trainings in all; those that are there count whatever is asked for")
-    parser.add_argument("--stop-after", type=float, default=0.0, metavar="MINUTES", help="begin no trial later; 0 for all")
-    parser.add_argument("--second-costs", type=float, default=0.0, metavar="POINTS", help="of accuracy, when the best is looked for")
-    parser.add_argument("--out", required=True, metavar="DIR", help=f"results: {', '.join(ALL)}, and every trial")
+    parser = argparse.ArgumentParser(
+        prog="search.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are settings of python -m train"
+    )
+    parser.add_argument("--vary", nargs="+", required=True, metavar="FIELD=LOW..HIGH", help="or FIELD=A,B,...: settings and the values to draw from")
+    parser.add_argument("--trials", type=int, default=32, help="trainings in total; those already in DIR always count")
+    parser.add_argument("--stop-after", type=float, default=0.0, metavar="MINUTES", help="start no trial after this time; 0 for no limit")
+    parser.add_argument(
+        "--second-costs", type=float, default=0.0, metavar="POINTS", help="points of accuracy that a second costs, when looking for the best settings"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help=f"folder of the results: {', '.join(ALL)}, and every trial")
     asked, rest = parser.parse_known_args(given)
     name, recipe = parse(rest, named())
     known(recipe)

@@ -1,17 +1,17 @@
-"""Seconds to an accuracy, over independent seeds, with the field's clock and the true one.
+"""Seconds to an accuracy, over independent seeds, by the field's clock and by the wall clock.
 
     python benchmarks/time_to_accuracy.py RECIPE --runs N --out DIR [--target A|peer] [--peer FOLDER/SCRIPT.py ...] [--field value ...]
 
 seconds       the field's clock: training and the last test pass, from the first use of the training pixels in memory to the last
-              prediction; compiling and warming up stand apart, as the speed records have it
-wall s a run  the true clock: all of a seed's run, set-up, compiling, files and pictures included; of a peer's, from one result to the next
-process s     of the process that ran all of them, from the system's start of it to the last result, without matrix rate and peers
+              prediction; compilation and warm-up are reported separately, as by the speed records
+wall s a run  the wall clock of a seed's whole run, with set-up, compilation, files and plots; for a peer, from one result to the next
+process s     of the process that ran all seeds, from its start to the last result, without measuring the matrix rate and the peers
 
 Where there are peers (`adapter.py` says what a script must print), half of our seeds train before them and half after, in one process, so
-that a machine that gets slower is seen. DIR keeps finished seeds and finished peers' runs, and result.json, written whenever a contestant has
-ended: called again, it goes on. A diverged run is counted and named, and is in no mean.
+that a machine that slows down is noticed. DIR keeps finished seeds and peers' finished runs, and result.json, written whenever a contestant
+has finished: called again, the command continues. A diverged run is counted and named, and is part of no mean.
 
-TFLOP/s: a training is taken as three passes (forward, two backward) of 2 x MACs for each image at the side that it is trained at; its
+TFLOP/s: a training counts as three passes (forward, and two backward) of 2 x MACs for each image at the side that it is trained at; its
 fraction is of a large matrix product in the same precision, measured in this run.
 """
 
@@ -162,11 +162,13 @@ def contest(recipe: Recipe, name: str, store: Store, scripts: list[Path], out: P
 def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     """(own flags, the recipe's name, the recipe); `target` is "", "peer" or a number. Raises `InputError` for what cannot be run."""
     parser = argparse.ArgumentParser(
-        prog="time_to_accuracy.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are the recipe's"
+        prog="time_to_accuracy.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are settings of python -m train"
     )
-    parser.add_argument("--target", default="", metavar="A|peer", help="accuracy whose p-value is given; peer: the first peer's mean here, with its own spread")
-    parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a peer's script in a folder of yours; may be repeated")
-    parser.add_argument("--out", required=True, metavar="DIR", help="results: result.json, result.png, seeds and peers")
+    parser.add_argument(
+        "--target", default="", metavar="A|peer", help="accuracy to test the mean against (p-value), a fraction; peer: the first peer's mean in this run"
+    )
+    parser.add_argument("--peer", action="append", default=[], metavar="SCRIPT", help="a peer's script in a folder of yours (repeatable)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results: result.json, result.png, seeds and peers")
     asked, rest = parser.parse_known_args(given)
     leave_out(rest, "seeds train one after another, as many as --runs says: leave it out", "sweep", "together")
     name, recipe = parse(rest, named())

@@ -1,10 +1,10 @@
-"""How many trainings an hour, one at a time and several as one program?
+"""How many trainings per hour, one at a time and several as one program?
 
     python benchmarks/together.py RECIPE --sizes 1 8 [--steps N] [--passes P] [--json FILE] [--field value ...]
 
-Every size trains that many seeds of the recipe for some steps, pass by pass in turns. Trainings an hour: steps in an hour, times the seeds,
-over the steps of the recipe's training, loading included; set-up, compiling, tests and files are not counted. As one program
-(`train/together.py`) on a GPU; on a CPU, where that is slower, seeds of a group go one after another, unless --as-one asks for it.
+Every size trains that many seeds of the recipe for some steps, pass by pass in turns. Trainings per hour: steps per hour, times the seeds,
+over the steps of the recipe's training, loading included; set-up, compilation, tests and files are not counted. As one program
+(`train/together.py`) on a GPU; on a CPU, where that is slower, the seeds of a group train in turns, unless --as-one asks for one program.
 """
 
 import argparse
@@ -84,10 +84,10 @@ class Row:
 def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     """(own flags, the recipe's name, the recipe). Raises `InputError` for sizes and counts that are none, and for a recipe that cannot be reckoned."""
     parser = argparse.ArgumentParser(prog="together.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are the recipe's")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], help="seeds that go together; the first is what the others are compared with")
-    parser.add_argument("--steps", type=int, default=50, help="counted steps a pass")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], help="numbers of seeds trained together; the first is the baseline")
+    parser.add_argument("--steps", type=int, default=50, help="counted steps per pass")
     parser.add_argument("--passes", type=int, default=9)
-    parser.add_argument("--as-one", action="store_true", help="one program on a CPU, too")
+    parser.add_argument("--as-one", action="store_true", help="train as one program on a CPU, too")
     parser.add_argument("--json", metavar="FILE")
     asked, rest = parser.parse_known_args(given)
     if min(*asked.sizes, asked.steps, asked.passes, 1) < 1:

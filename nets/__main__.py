@@ -1,4 +1,4 @@
-"""python -m nets            every net: parameters, multiply-adds, receptive field, output
+"""python -m nets            all nets: parameters, multiply-adds, receptive field, output
 python -m nets level1     one net, layer by layer
 
 The receptive field is in input pixels, before the global pool; "all" after it.

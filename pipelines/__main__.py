@@ -35,8 +35,8 @@ def main() -> None:
     make = commands.add_parser("convert", help="write a store of a source")
     make.add_argument("source", help="cifar10, cifar100, svhn, shapes, or a path: archive, image folder or tar")
     make.add_argument("out", help="the store to write, a .safetensors file")
-    make.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw pixels, or the JPEGs' own bytes (default raw)")
-    make.add_argument("--size", type=int, default=0, metavar="N", help="cut every picture to its central square and bring it to N x N pixels")
+    make.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw pixels, or the original JPEG data (default raw)")
+    make.add_argument("--size", type=int, default=0, metavar="N", help="center-crop every image to a square and resize it to N x N pixels")
     for name, text in (("inspect", "print what a store holds, as JSON"), ("verify", "check a store's every byte")):
         commands.add_parser(name, help=text).add_argument("store")
     arguments = parser.parse_args()

@@ -8,13 +8,13 @@ WIDEST = 100  # characters of a line of help
 
 # Words that stand for a module of their own, train/<word>.py with main(arguments); "-" is "_" in its name.
 COMMANDS = {
-    "catalogue": "every recipe, and what was measured of it",
-    "predict": "what a trained net says of pictures",
-    "export": "a trained net for use without Tenfold: safetensors, torch.export program, ONNX",
-    "compare": "runs side by side",
-    "events": "a run's metrics for TensorBoard",
-    "lr-find": "a learning rate for a recipe",
-    "completion": "a script that completes these commands in bash or zsh",
+    "catalogue": "all recipes with their measured accuracy",
+    "predict": "classify pictures with a trained net",
+    "export": "export a trained net: safetensors, torch.export program, ONNX",
+    "compare": "compare runs side by side",
+    "events": "convert a run's metrics for TensorBoard",
+    "lr-find": "learning-rate range test for a recipe",
+    "completion": "print a completion script for bash or zsh",
 }
 
 

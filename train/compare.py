@@ -1,6 +1,6 @@
-"""python -m train compare RUN RUN...: runs side by side, as text and, with --html FILE, as a page.
+"""python -m train compare RUN RUN...: compare runs side by side, as text and, with --html FILE, as an HTML page.
 
-A run of several seeds counts as one: the mean of its seeds, with deviation and 95% interval of the accuracy.
+A run of several seeds counts as one: the mean of its seeds, with standard deviation and 95% interval of the accuracy.
 """
 
 import argparse
@@ -164,7 +164,7 @@ def html(runs: list[Run]) -> str:
 def parser() -> argparse.ArgumentParser:
     made = parser_of("compare", __doc__)
     made.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
-    made.add_argument("--html", metavar="FILE", help="write a page with the curves, too")
+    made.add_argument("--html", metavar="FILE", help="also write an HTML page with the curves")
     return made
 
 

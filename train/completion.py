@@ -1,9 +1,9 @@
-"""python -m train completion bash|zsh: a script that completes `python -m train` in a shell.
+"""python -m train completion bash|zsh: print a script that completes `python -m train` in a shell.
 
     python -m train completion bash > ~/.tenfold.bash    and in ~/.bashrc:  source ~/.tenfold.bash
-    python -m train completion zsh  > ~/.tenfold.zsh     and in ~/.zshrc, behind compinit:  source ~/.tenfold.zsh
+    python -m train completion zsh  > ~/.tenfold.zsh     and in ~/.zshrc, after compinit:  source ~/.tenfold.zsh
 
-Whatever else `python` is called for completes as before.
+Other uses of `python` complete as before.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def script(shell: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     made = parser_of("completion", __doc__)
-    made.add_argument("shell", choices=("bash", "zsh"), help="the shell that is to read it")
+    made.add_argument("shell", choices=("bash", "zsh"), help="shell to write it for")
     return made
 
 

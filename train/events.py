@@ -1,7 +1,7 @@
-"""python -m train events RUN: a run's metrics as TensorBoard's event files, for `tensorboard --logdir RUN`.
+"""python -m train events RUN: convert a run's metrics to TensorBoard event files, for `tensorboard --logdir RUN`.
 
-They are made from metrics.jsonl and steps.jsonl, of a run that goes on too, into RUN/events (of several seeds, into
-that of each). A training with --events writes them as it goes. Scalars: loss/train, loss/test, accuracy/train,
+They are made from metrics.jsonl and steps.jsonl of a finished or running training, in RUN/events (with several seeds,
+in that of each). A training with --events writes them itself. Scalars: loss/train, loss/test, accuracy/train,
 accuracy/test, lr, images_per_second (by epoch), and loss/step (by step, counted from 1 over all epochs).
 """
 
@@ -98,7 +98,7 @@ def trainings(run: str) -> list[Path]:
 
 def parser() -> argparse.ArgumentParser:
     made = parser_of("events", __doc__)
-    made.add_argument("run", metavar="RUN", help="run folder, of a training that is finished or goes on")
+    made.add_argument("run", metavar="RUN", help="run folder of a finished or running training")
     return made
 
 

@@ -1,12 +1,12 @@
-"""python -m train export RUN --format safetensors|program|onnx: a trained net for use without Tenfold.
+"""python -m train export RUN --format safetensors|program|onnx: export a trained net for use without Tenfold.
 
-    safetensors  the weights and norms by their names in the net; the header has net, norm, classes, mean, std, height, width
+    safetensors  weights and buffers by name; the metadata has net, norm, classes, mean, std, height, width
     program      a torch.export program (.pt2): needs torch alone, torch.export.load(FILE).module()(images)
     onnx         an ONNX model, opset 20: input "images", output "logits"
 
 A program and an ONNX model take images [N,3,H,W] in RGB, any N: with --input uint8 (the default) uint8 pixels, with
---input float float32 in [0, 1]. Normalisation is inside. They give logits, float32[N,K], in the classes' order, which
-stands beside the model: in the program's extra file "tenfold.json", and in ONNX's metadata.
+--input float float32 in [0, 1]. Normalisation is included. They return logits, float32[N,K]; the class names are
+stored with the model: in the program's extra file "tenfold.json", and in the ONNX metadata.
 """
 
 import argparse
@@ -99,9 +99,9 @@ def save_onnx(model: Model, run: str, path: Path, kind: str) -> None:
 def parser() -> argparse.ArgumentParser:
     made = parser_of("export", __doc__)
     made.add_argument("run", metavar="RUN", help="run folder")
-    made.add_argument("--format", choices=FORMATS, default="safetensors", help="what to write (default safetensors)")
+    made.add_argument("--format", choices=FORMATS, default="safetensors", help="format to write (default safetensors)")
     made.add_argument("--input", choices=INPUTS, default="uint8", help="what a program or ONNX model takes: uint8 pixels, or float in [0, 1] (default uint8)")
-    made.add_argument("--out", metavar="FILE", help="file to write; else RUN/<net> with the format's ending")
+    made.add_argument("--out", metavar="FILE", help="file to write (default: RUN/<net> with the format's extension)")
     return made
 
 

@@ -1,9 +1,9 @@
 """python -m train lr-find [RECIPE] [--field value ...]: a learning-rate range test (Smith 2015, arXiv:1506.01186).
 
-The recipe's net is trained for some hundred steps while its rate grows by the same factor at each, until the loss is far
-above its least. For a rate that falls from the start on (linear, cosine), the suggestion is the one where the smoothed
-loss is least; for one that stays, where it falls fastest. All of the recipe's rates (Muon's and the others') move together,
-in the proportion that they have in the recipe. Why so is in benchmarks/LOG.md.
+The recipe's net trains for a few hundred steps while its learning rate grows exponentially, until the loss is far above its
+minimum. For a schedule that decays from the start (linear, cosine) the suggested rate is the one at which the smoothed
+loss is smallest; for other schedules the one at which it falls fastest. All of the recipe's rates (Muon's and the others)
+move together, in the recipe's proportions. The reasons are in benchmarks/LOG.md.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""python -m train predict RUN IMAGE...: what a trained net says of pictures.
+"""python -m train predict RUN IMAGE...: classify pictures with a trained net.
 
-A picture may be of any size. It is turned upright as its camera noted (EXIF), cut to the largest centred part of the
-training images' shape (a square, for CIFAR), and brought to their size, bicubic and antialiased. One that has their
-size already is taken pixel by pixel.
+A picture may have any size. It is rotated upright (EXIF), center-cropped to the shape of the training images (a square
+for CIFAR) and resized to their size, bicubic and antialiased. A picture of their size is used pixel by pixel.
 """
 
 import argparse
@@ -32,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     made = parser_of("predict", __doc__)
     made.add_argument("run", metavar="RUN", help="run folder")
     made.add_argument("images", nargs="+", metavar="IMAGE", help="picture of any size")
-    made.add_argument("--top", type=int, default=3, metavar="K", help="classes to print, the likeliest first (default 3)")
+    made.add_argument("--top", type=int, default=3, metavar="K", help="number of classes to print, the most likely first (default 3)")
     return made
 
 
