@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 SHAPE = (3, 32, 32)
+THIN = 32  # pixels: the other side of an image on which the receptive field is measured along one
 WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d)
 
 
@@ -126,18 +127,25 @@ def transparent(net: nn.Module) -> nn.Module:
     return net
 
 
-def support(map_NCHW: torch.Tensor, image: torch.Tensor) -> tuple[int, bool]:
-    """The box of input pixels that the middle pixel of a feature map depends on: its side, and whether it meets the border."""
+def support(map_NCHW: torch.Tensor, image: torch.Tensor, axis: int) -> tuple[int, bool]:
+    """The input pixels that the middle pixel of a feature map depends on, along an axis (0: height, 1: width): how many, and whether they meet the border."""
     height, width = map_NCHW.shape[2:]
     (gradient,) = torch.autograd.grad(map_NCHW[0, :, height // 2, width // 2].sum(), image, retain_graph=True)
-    rows, columns = gradient[0].amax(0).nonzero(as_tuple=True)
-    low, high = min(rows.min(), columns.min()), max(rows.max(), columns.max())
-    return int(max(rows.max() - rows.min(), columns.max() - columns.min())) + 1, bool(low == 0 or high == image.shape[-1] - 1)
+    touched = gradient[0].amax((0, 2 - axis)).nonzero()
+    low, high = int(touched.min()), int(touched.max())
+    return high - low + 1, low == 0 or high == image.shape[2 + axis] - 1
 
 
 def receptive_fields(net: nn.Module, channels: int = 3, limit: int = 512, last: bool = False) -> dict[str, int]:
-    """{module name: receptive field in pixels} of each convolution and pool before the global pool, or of the last alone."""
-    net, maps, size, clipped = transparent(net), {}, 64, True
+    """{module name: receptive field in pixels} of each convolution and pool before the global pool, or of the last alone: the larger of height and width."""
+    net = transparent(net)
+    high, wide = (along(net, axis, channels, limit, last) for axis in (0, 1))
+    return {name: max(side, wide[name]) for name, side in high.items()}
+
+
+def along(net: nn.Module, axis: int, channels: int, limit: int, last: bool) -> dict[str, int]:
+    """`receptive_fields` along one axis of a `transparent` net, by images that are thin along the other: windows are boxes, and a square image takes many times as long."""
+    maps, size, clipped = {}, 64, True
 
     def note(name, module, output):
         if isinstance(module, WINDOWS) and output.shape[2] * output.shape[3] > 1:
@@ -145,10 +153,11 @@ def receptive_fields(net: nn.Module, channels: int = 3, limit: int = 512, last: 
 
     while clipped and size < limit:
         size *= 2
-        image = torch.full((1, channels, size, size), 1e-3, dtype=torch.float64, requires_grad=True)  # small: gates square it, one behind the other
+        sides = (size, THIN) if axis == 0 else (THIN, size)
+        image = torch.full((1, channels, *sides), 1e-3, dtype=torch.float64, requires_grad=True)  # small: gates square it, one behind the other
         with watched(net, note):
             net(image)
-        found = {name: support(maps[name], image) for name in (list(maps)[-1:] if last else maps)}
+        found = {name: support(maps[name], image, axis) for name in (list(maps)[-1:] if last else maps)}
         clipped = any(meets for _, meets in found.values())
     return {name: side for name, (side, _) in found.items()}
 
@@ -158,8 +167,8 @@ def receptive_field(net: nn.Module, channels: int = 3, limit: int = 512) -> int:
 
     Found by the support of a gradient, so that branches, strides and dilation need no rules of their own. It
     is the architecture's, whatever the weights and the image's size: 63 or more means that every last pixel
-    sees all of a 32x32 image. Tried on images of 128 pixels, 256 and so on, until it fits or they are of
-    `limit`. The net must take images of those sizes, and its max-pools must be modules.
+    sees all of a 32x32 image. Tried on images of 128x32 and 32x128 pixels, 256x32 and so on, until it fits or
+    they are of `limit`. The net must take images of those sizes, and its max-pools must be modules.
     """
     return max(receptive_fields(net, channels, limit, last=True).values(), default=1)
 
