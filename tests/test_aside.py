@@ -115,6 +115,22 @@ def test_a_gradient_that_was_copied_is_told(net):
     assert aside.Open.branch is None
 
 
+def test_a_copy_is_told_where_its_address_came_again():
+    weight, made = torch.nn.Parameter(torch.ones(1)), torch.ones(1)
+    weight.grad = made
+    with pytest.raises(aside.Copied, match="1 of 2 gradients"), aside.gradients_aside([weight], Late()):
+        for _ in range(2):
+            aside.aside(lambda: made)
+
+
+def test_an_error_in_a_backward_pass_comes_up_with_the_branch_joined():
+    branch = Late()
+    with pytest.raises(ZeroDivisionError), aside.gradients_aside([], branch):
+        made = aside.aside(lambda: torch.ones(1))
+        raise ZeroDivisionError
+    assert aside.Open.branch is None and not branch.waiting and made.item() == 1
+
+
 def test_without_a_recording_there_is_no_branch():
     assert aside.branch_of(DEVICE) is None
     made = torch.ones(1)
