@@ -2,7 +2,10 @@
 
 import argparse
 import difflib
+import inspect
 import shutil
+import textwrap
+from collections.abc import Callable
 from dataclasses import Field
 
 from train.command import WIDEST, wrapped
@@ -50,14 +53,23 @@ def parser(recipes: dict, commands: dict[str, str], shown: str) -> argparse.Argu
     """The parser of a training, still without settings. `recipes` maps names to functions, `commands` names to what they are for; `shown` is the recipe
     whose values the help states."""
 
-    def layout(prog: str) -> argparse.HelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=min(shutil.get_terminal_size().columns, WIDEST))
+    width = min(shutil.get_terminal_size().columns, WIDEST)
 
-    listed = "\n".join(f"  {name:12}{text}" for name, text in commands.items())
-    epilog = f"recipes:\n  {', '.join(recipes)}\n\ncommands:\n{listed}\n{EXAMPLES}"
+    def layout(prog: str) -> argparse.HelpFormatter:
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width)
+
+    def listed(texts: dict[str, str]) -> str:
+        return "\n".join(textwrap.fill(text, width - 2, initial_indent=f"  {name:12}", subsequent_indent=" " * 14) for name, text in texts.items())
+
+    epilog = f"recipes:\n{listed({name: about(made) for name, made in recipes.items()})}\n\ncommands:\n{listed(commands)}\n{EXAMPLES}"
     made = argparse.ArgumentParser("python -m train", USAGE, wrapped(ABOUT.format(shown)), epilog, formatter_class=layout, allow_abbrev=False)
     made.add_argument("recipe", nargs="?", default="default", metavar="RECIPE", help="a named recipe, see below (default: default)")
     return made
+
+
+def about(made: Callable) -> str:
+    """The first sentence of a recipe's docstring."""
+    return " ".join((inspect.getdoc(made) or "").split()).split(". ")[0].rstrip(".")
 
 
 def groups(made: argparse.ArgumentParser, settings: tuple[Field, ...]) -> list[tuple[Field, argparse._ArgumentGroup]]:
