@@ -30,14 +30,14 @@ def describe(store: Store) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description="Make and check stores.")
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description="Convert datasets to stores, and inspect and verify stores.")
     commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("convert", help="write a store of a source")
+    make = commands.add_parser("convert", help="convert a source to a store")
     make.add_argument("source", help="cifar10, cifar100, svhn, shapes, or a path: archive, image folder or tar")
-    make.add_argument("out", help="the store to write, a .safetensors file")
+    make.add_argument("out", help="store to write, a .safetensors file")
     make.add_argument("--encoding", choices=ENCODINGS, default="raw", help="raw pixels, or the original JPEG data (default raw)")
     make.add_argument("--size", type=int, default=0, metavar="N", help="center-crop every image to a square and resize it to N x N pixels")
-    for name, text in (("inspect", "print what a store holds, as JSON"), ("verify", "check a store's every byte")):
+    for name, text in (("inspect", "print the metadata of a store as JSON"), ("verify", "check every byte of a store against its checksums")):
         commands.add_parser(name, help=text).add_argument("store")
     arguments = parser.parse_args()
     if arguments.command == "convert":
