@@ -1,8 +1,10 @@
 """The documents' code is run as it stands: docs/api.md in this process, CONTRIBUTING.md on a copy of the project; and --help is whole."""
 
+import importlib
 import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 import nets
 from train import usage
+from train.command import COMMANDS
 from train.flags import named, parse
 from train.recipe import Recipe, flag
 
@@ -99,6 +102,29 @@ def test_the_layout_names_every_module():
     missing = {name for name in files - named if not name.startswith("_") and name.removesuffix(".py") not in nets.names()}
     assert not missing
     assert named <= files | {file.name for file in REPOSITORY.glob("tests/*.py")}  # and none that is gone
+
+
+def commands() -> list[str]:
+    """The whole command lines of `python -m train` in the documents, without those that leave something to be filled in."""
+    texts = [page.read_text(encoding="utf-8") for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))]
+    lines = [line for text in texts for block in re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
+    bare = dict.fromkeys(line.split("  #")[0].strip() for line in lines)
+    return [line for line in bare if line.startswith("python -m train") and "..." not in line and "[" not in line]
+
+
+def test_there_are_commands():
+    assert len(commands()) > 15
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_are_understood(line):
+    words = shlex.split(line)[3:]
+    words = words[: words.index(">")] if ">" in words else words
+    if words and words[0] in COMMANDS:
+        module = importlib.import_module(f"train.{words[0].replace('-', '_')}")
+        module.parser().parse_known_args(words[1:])
+    else:
+        parse(words, named())
 
 
 def anchors(text: str) -> set[str]:
