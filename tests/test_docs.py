@@ -1,4 +1,4 @@
-"""The documents' code is run as it stands: docs/api.md in this process, CONTRIBUTING.md on a copy of the project; and --help is whole."""
+"""The documents: their code and commands are run or parsed, links lead somewhere, the map is whole; and so is --help."""
 
 import importlib
 import inspect
