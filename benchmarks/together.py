@@ -83,7 +83,9 @@ class Row:
 
 def options(given: list[str] | None) -> tuple[argparse.Namespace, str, Recipe]:
     """(own flags, the recipe's name, the recipe). Raises `InputError` for sizes and counts that are none, and for a recipe that cannot be reckoned."""
-    parser = argparse.ArgumentParser(prog="together.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are settings of python -m train")
+    parser = argparse.ArgumentParser(
+        prog="together.py", description=__doc__.split("\n")[0], allow_abbrev=False, epilog="all other flags are settings of python -m train"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], help="numbers of seeds trained together; the first is the baseline")
     parser.add_argument("--steps", type=int, default=50, help="counted steps per pass")
     parser.add_argument("--passes", type=int, default=9)
