@@ -122,9 +122,10 @@ def test_commands_are_understood(line):
     words = words[: words.index(">")] if ">" in words else words
     if words and words[0] in COMMANDS:
         module = importlib.import_module(f"train.{words[0].replace('-', '_')}")
-        module.parser().parse_known_args(words[1:])
+        _, settings = module.parser().parse_known_args(words[1:])
+        assert not settings or words[0] == "lr-find"  # which takes a recipe's, too
     else:
-        parse(words, named())
+        assert isinstance(parse(words, named())[1], Recipe)
 
 
 def anchors(text: str) -> set[str]:
