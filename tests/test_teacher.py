@@ -124,3 +124,15 @@ def test_a_run_of_several_seeds_that_is_not_over_is_no_teacher(store, tmp_path):
     (tmp_path / "several" / "summary.json").unlink()
     with pytest.raises(InputError, match="name one of its seeds, such as .*seed-0"):
         teacher(str(tmp_path / "several"), store)
+
+
+def test_a_teacher_that_is_named_twice_counts_twice(store, tmp_path):
+    folders = [str(tmp_path / f"seed{seed}") for seed in (5, 6)]
+    for seed, folder in zip((5, 6), folders):
+        train(Recipe(**SMALL, seed=seed, data=str(store.path), out=folder), "", quiet)
+    images = np.asarray(store.images("test"))
+    one, other = (model(folder).logits(images) for folder in folders)
+    made = teacher(os.pathsep.join([folders[0], folders[1], folders[1]]), store)
+    assert len(made.nets) == 2  # it looks once
+    with torch.no_grad():
+        torch.testing.assert_close(made(model(folders[0]).inputs(images)), (one + 2 * other) / 3)

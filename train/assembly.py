@@ -21,6 +21,7 @@ from train.split import split
 from train.stopwatch import Stopwatch
 from train.synced import synced
 from train.teacher import teacher
+from train.weights import begin
 
 TEST_BATCH = {"cpu": 1000, "cuda": 2500}  # images; no gradient is kept, so it may be larger than a training batch; a GPU wants few launches, and has the memory
 
@@ -40,11 +41,14 @@ def verified(store: Store) -> Store:
     return store
 
 
-def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None, ranks: Ranks = Ranks()) -> Training:
-    """Net, pipelines and optimiser of a recipe. The seed fixes the weights, whatever the pipeline.
+def assemble(
+    recipe: Recipe, store: Store, device: torch.device, watch: Stopwatch, earlier: Training | None = None, ranks: Ranks = Ranks(), resumed: bool = False
+) -> Training:
+    """Net, pipelines and optimiser of a recipe. The seed fixes the weights that are not another run's, whatever the pipeline.
 
     earlier  a training of another seed, whose recipe has the same `program`: its step is then used again
     ranks    the processes that share the training, of which this one does its part
+    resumed  whether a checkpoint's weights are put in next: then no others are read
     """
     if recipe.compiled and not ranks.alone:
         raise InputError("--compiled: several processes share a training eagerly only: add --no-compiled, or deal out whole trainings with --runs")
@@ -60,6 +64,8 @@ def assemble(recipe: Recipe, store: Store, device: torch.device, watch: Stopwatc
     torch.manual_seed(recipe.seed)
     net = net_of(recipe, store)
     check_fit(net, recipe, store)
+    if recipe.weights and not resumed:
+        begin(net, recipe, store)
     if recipe.batch_size == 1 or len(loader.plan.ids) % recipe.batch_size == 1:
         check_alone(net, recipe, store)
     net = synced(net, ranks)
@@ -86,11 +92,14 @@ def net_of(recipe: Recipe, store: Store) -> nn.Module:
 
 
 def check(recipe: Recipe, store: Store) -> None:
-    """Raise `InputError` where a store's images, or the teacher, do not allow a recipe's settings, which else is found when a training is put together."""
+    """Raise `InputError` where a store's images, the teacher or the weights do not allow a recipe's settings, which else is found when a training is put together."""
     split(recipe, store.labels("train"))
     recipe.policy().fits(store.height, store.width)
     recipe.extra(store.mean).fits(store.height, store.width)
-    check_fit(net_of(recipe, store), recipe, store)
+    net = net_of(recipe, store)
+    check_fit(net, recipe, store)
+    if recipe.weights:
+        begin(net, recipe, store)
     if recipe.teacher:
         teacher(recipe.teacher, store)
 

@@ -95,8 +95,8 @@ class Training:
         rehearse([self], lambda batches: self.step(*batches[0]))
 
     def prepare(self) -> None:
-        """Let a net that looks at training images before it learns, as `speednet`'s whitening, do so: the first batch."""
-        if hasattr(self.net, "prepare"):
+        """Let a net that looks at training images before it learns, as `speednet`'s whitening, do so: the first batch. One with another run's weights has."""
+        if hasattr(self.net, "prepare") and not self.recipe.weights:
             images, _ = next(iter(self.train.epoch(0)))
             self.net.prepare(self.ranks.whole_batch(images, self.train.plan))
         self.ranks.same_start(self.net)

@@ -19,7 +19,7 @@ VIEWS = (1, 2, 6)
 # what the host decides, step by step or before a batch is there: a step that is made once has none of it in it
 HOSTS = (
     *("epochs", "limit", "held_out", "eval_every", "save_minutes", "events", "views", "views_share", "lr", "head_lr", "muon_lr", "schedule", "warmup", "floor"),
-    *("step_epochs", "factor", "patience", "settle", "freeze", "first_side", "grown", "flip", "translate", "padding", "cutout"),
+    *("step_epochs", "factor", "patience", "settle", "freeze", "first_side", "grown", "flip", "translate", "padding", "cutout", "weights"),
 )
 ASIDE = ("seed", "runs", "together", "sweep", "out", "data", "report")  # what two runs of one experiment may differ in
 ANYWAY = ("pipeline", "events", "save_minutes")  # what the same training may go on with in another way
@@ -45,6 +45,9 @@ class Recipe:
 
     net: str = _setting("quick", "architecture: any that python -m nets lists")
     norm: str = _setting("batch", "normalisation layers; batch means the net's own, which differ for tiniest (channel)", NORMS)
+    weights: str = _setting(
+        "", "run folder whose model's weights the net begins with, for fine-tuning; the classifier begins anew for another number of classes"
+    )
     pipeline: str = _setting("resident", "data loader: resident, torchvision, dali or ffcv; the training is the same with each")
     data: str = _setting("", "store, image folder, archive or dataset name; default: $TENFOLD_DATA, data/, or the official archive")
     size: int = _setting(0, "crop and resize the source's images to this side, pixels; 0 keeps their size")

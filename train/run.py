@@ -87,7 +87,7 @@ class Run:
             self.store = kept.locate(recipe)
             if state:  # before other settings are found not to fit the data
                 check_data(state, self.store, out)
-            self.training = assemble(recipe, self.store, device, self.watch, kept.earlier(recipe, slot), kept.ranks)
+            self.training = assemble(recipe, self.store, device, self.watch, kept.earlier(recipe, slot), kept.ranks, resumed=bool(state))
             if self.training.built:
                 kept.trainings[slot] = self.training
             if self.writes:
@@ -99,7 +99,7 @@ class Run:
             say(f"note: the rate still rises when the training ends: --warmup {recipe.warmup:g} for {counted(recipe.epochs, 'epoch')}")
         if recipe.idle:
             say(f"note: without --affine-p no image has the {', '.join(recipe.idle)} that is set")
-        if recipe.teacher and (note := leak(recipe)):
+        if note := leak(recipe):
             say(note)
 
     def course(self) -> Course:

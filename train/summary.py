@@ -42,6 +42,7 @@ def summarise(recipe: Recipe, training: Training, store: Store, name: str) -> di
         "test_accuracy": last["test_accuracy"],
         "tested_on": tested_on(recipe),
         "taught": bool(recipe.teacher),
+        "pretrained": bool(recipe.weights),
         "images_per_second": round(float(np.median([line["images_per_second"] for line in training.history])), 1),
     }
 
@@ -60,7 +61,8 @@ def tested_on(recipe: Recipe) -> str:
     """What the test accuracy is of: images, their views where there are several, and a net that was taught by another. Figures that differ in it are not compared."""
     images = f"{recipe.held_out:,} images held out of train" if recipe.held_out else "test"
     some = "" if recipe.views_share == 1 else f" of the least confident {recipe.views_share:.0%}"
-    return images + (f", the mean of {recipe.views} views{some}" if recipe.views > 1 else "") + (", taught by another net" if recipe.teacher else "")
+    said = [text for given, text in ((recipe.weights, ", from another run's weights"), (recipe.teacher, ", taught by another net")) if given]
+    return images + (f", the mean of {recipe.views} views{some}" if recipe.views > 1 else "") + "".join(said)
 
 
 def on_what(summary: dict) -> str:

@@ -4,6 +4,7 @@ Shapes: images_BCHW as a training has them, logits_BK.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,35 +17,39 @@ from train.recipe import Recipe
 
 
 class Ensemble(nn.Module):
-    """The mean of several nets' logits: an ensemble teaches more than its best member (Hinton et al. 2015, arXiv:1503.02531)."""
+    """The mean of several nets' logits, each counted so many times: an ensemble teaches more than its best member (Hinton et al. 2015, arXiv:1503.02531)."""
 
-    def __init__(self, nets: list[nn.Module]):
+    def __init__(self, nets: list[nn.Module], counts: list[int]):
         super().__init__()
-        self.nets = nn.ModuleList(nets)
+        self.nets, self.counts = nn.ModuleList(nets), counts
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return torch.stack([net(images_BCHW) for net in self.nets]).mean(0)
+        every = [logits for net, count in zip(self.nets, self.counts) for logits in [net(images_BCHW)] * count]
+        return torch.stack(every).mean(0)
 
 
 def teacher(folders: str, store: Store) -> nn.Module:
-    """The net of a run folder; of one of several seeds, or of several folders (`os.pathsep` between them), the `Ensemble` of all that finished.
+    """The net of a run folder; of one of several seeds, or of several folders (`os.pathsep` between them), the `Ensemble` of all that finished, in which
+    a folder counts as often as it is named.
 
     Raises `InputError` where there is none, or it knows other classes or takes other images than the store's.
     """
-    models = {path: result.model(path) for path in finished(folders)}
+    counts = Counter(finished(folders))
+    models = {path: result.model(path) for path in counts}
     if not models:
         raise InputError(f"--teacher {folders}: names no folder: name one that a training wrote")
     for path, model in models.items():
         if (model.classes, model.mean, model.std) != (store.classes, store.mean, store.std):
             raise InputError(f"--teacher {path}: trained on other classes or images than {store.path}: train one on these")
     nets = [model.net for model in models.values()]
-    return nets[0] if len(nets) == 1 else Ensemble(nets)
+    return nets[0] if len(nets) == 1 else Ensemble(nets, list(counts.values()))
 
 
 def leak(recipe: Recipe) -> str:
-    """What to say where a teacher has learnt images that are held out here, "" where none has, or it is not known."""
-    less = [path for path in finished(recipe.teacher) if held_out(path, recipe.held_out) < recipe.held_out]
-    return f"note: {less[0]} was trained on images that are held out here: train teachers with --held-out {recipe.held_out}, too" if less else ""
+    """What to say where a teacher, or the run that the weights are of, has learnt images that are held out here, "" where none has, or it is not known."""
+    others = finished(recipe.teacher) + ([Path(recipe.weights)] if recipe.weights else [])
+    less = [path for path in others if held_out(path, recipe.held_out) < recipe.held_out]
+    return f"note: {less[0]} was trained on images that are held out here: train it with --held-out {recipe.held_out}, too" if less else ""
 
 
 def held_out(path: Path, unknown: int) -> int:

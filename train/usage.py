@@ -13,7 +13,7 @@ from train.command import WIDEST, wrapped
 # A setting that is named nowhere here stands under "more settings".
 GROUPS = {
     "data": "data size limit held_out pipeline",
-    "net": "net norm settle freeze",
+    "net": "net norm weights settle freeze",
     "run": "epochs minutes batch_size seed runs together sweep out eval_every views views_share save_minutes events report",
     "speed": "device precision compiled recorded deterministic",
     "optimiser": "optimiser lr momentum nesterov weight_decay beta muon_lr muon_momentum muon_norm head_lr label_smoothing ema",
@@ -25,7 +25,7 @@ GROUPS = {
 }
 MORE = "more settings"
 METAVARS: dict[object, str] = {int: "N", float: "X", str: "NAME"}
-TEXTS = {"data": "PATH", "out": "DIR", "teacher": "RUN", "sweep": "FIELD=V,V"}
+TEXTS = {"data": "PATH", "out": "DIR", "teacher": "RUN", "weights": "RUN", "sweep": "FIELD=V,V"}
 
 USAGE = """python -m train [RECIPE] [--setting value ...]
        python -m train --resume RUN
