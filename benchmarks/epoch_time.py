@@ -21,9 +21,9 @@ from pipelines.errors import InputError, exit_code  # noqa: E402
 from pipelines.files import write_json  # noqa: E402
 from train.assembly import known  # noqa: E402
 from train.device import device_of  # noqa: E402
-from train.evaluate import evaluate  # noqa: E402
 from train.recipe import Recipe  # noqa: E402
 from train.split import split  # noqa: E402
+from train.testing import evaluate  # noqa: E402
 
 HEADER = ["pipeline", "set-up s", "first epoch s", "loader images/s", "training images/s", "epoch s", "of ceiling", "test accuracy"]
 

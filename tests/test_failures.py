@@ -12,7 +12,7 @@ from test_surroundings import SMALL, at_call, goes_on_to_the_same_bits, quiet
 
 from pipelines import reference
 from pipelines.errors import InputError
-from train import evaluate, jobs, saving
+from train import jobs, saving, testing
 from train.failures import smaller
 from train.loop import Training
 from train.recipe import Recipe
@@ -68,9 +68,9 @@ def test_the_test_pass_takes_what_fits(store):
             return images.flatten(1)[:, :10]
 
     test = reference.open(store, "test", batch_size=11)
-    narrow, wide = (evaluate.evaluate(net, test, partial(evaluate.fitting, net)) for net in map(Net, (3, 11)))
+    narrow, wide = (testing.evaluate(net, test, partial(testing.fitting, net)) for net in map(Net, (3, 11)))
     with pytest.raises(torch.OutOfMemoryError):
-        evaluate.evaluate(Net(0), test, partial(evaluate.fitting, Net(0)))
+        testing.evaluate(Net(0), test, partial(testing.fitting, Net(0)))
     assert (narrow.predicted == wide.predicted).all() and (narrow.true == wide.true).all() and narrow.loss == pytest.approx(wide.loss)
 
 

@@ -16,7 +16,6 @@ from pipelines.plan import PLAIN
 from train import summary
 from train.average import Average
 from train.checkpoint import load
-from train.evaluate import evaluate, fitting, seen
 from train.flags import named, parse
 from train.objective import cross_entropy, distillation
 from train.optim import optimiser
@@ -24,6 +23,7 @@ from train.recipe import Recipe
 from train.result import model
 from train.runs import train
 from train.schedule import schedule
+from train.testing import evaluate, fitting, seen
 
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32")
 

@@ -16,13 +16,13 @@ from train import recipes
 from train.compiled import keep_rates
 from train.course import follow
 from train.device import device_of
-from train.evaluate import evaluate
 from train.flags import named, parse, words
 from train.recipe import Recipe
 from train.recorded import FIRST, Graphs, Recorded, RecordedLook
 from train.run import Kept, Run
 from train.runs import train
 from train.state import put, taken
+from train.testing import evaluate
 from train.together import Together
 
 SMALL = dict(net="level1", epochs=4, batch_size=16, lr=0.01, device="cpu", precision="fp32")

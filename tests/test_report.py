@@ -18,11 +18,11 @@ from pipelines.errors import InputError
 from train import figures, loop, page, report, result
 from train.charts import Line, chart, thinned, ticks
 from train.command import counted
-from train.evaluate import Outcome
 from train.gallery import explained, mistakes, seen, sheet, sheet_of, tinted
 from train.gradcam import heat, last_map
 from train.recipe import Recipe
 from train.runs import train
+from train.testing import Outcome
 
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu")
 VOID = {"meta", "link", "img", "br"}

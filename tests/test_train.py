@@ -19,13 +19,13 @@ from train import recipes
 from train.__main__ import main
 from train.checkpoint import load, load_model
 from train.course import Diverged
-from train.evaluate import Outcome
 from train.flags import named, parse, words
 from train.optim import Plateau, optimiser
 from train.recipe import Recipe
 from train.runs import train
 from train.schedule import schedule
 from train.summary import asked
+from train.testing import Outcome
 
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu")
 KEYS = "schema command commit hardware versions data net parameters macs pipeline recipe seed epochs train_accuracy test_accuracy images_per_second seconds"

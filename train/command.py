@@ -9,6 +9,7 @@ WIDEST = 100  # characters of a line of help
 # Words that stand for a module of their own, train/<word>.py with main(arguments); "-" is "_" in its name.
 COMMANDS = {
     "catalogue": "all recipes with their measured accuracy",
+    "evaluate": "test trained nets again, or on other images, and the mean of several",
     "predict": "classify pictures with a trained net",
     "export": "export a trained net: safetensors, torch.export program, ONNX",
     "compare": "compare runs side by side",

@@ -1,127 +1,199 @@
-"""The test pass: logits of every image, in the store's order."""
+"""python -m train evaluate RUN...: test trained nets again, on the images that they were tested on or on others.
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+Without settings a net is tested as its run did: the same images, views and precision, the first run's for all. With --data on other images: they are
+normalised as those that the net learnt, classes are matched by name, and some of its classes will do. Of several runs, or of a run of several
+seeds, also what the mean of their logits (an ensemble) gives.
+"""
 
-import numpy as np
+import argparse
+import os
+from collections.abc import Collection
+from copy import copy
+from dataclasses import dataclass, fields
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from pipelines.transfer import sent
-from train.ranks import Ranks
+import nets
+import pipelines
+from nets.__main__ import table
+from pipelines import data
+from pipelines.errors import InputError, plain, reason
+from pipelines.files import write_json
+from pipelines.plan import PLAIN
+from pipelines.store import Store
+from train import result
+from train.assembly import TEST_BATCH, verified
+from train.command import parser_of
+from train.compare import names
+from train.device import DTYPES, device_of, precision_of
+from train.interval import Interval
+from train.machine import hardware, versions
+from train.recipe import Recipe, flag
+from train.result import Model
+from train.split import split
+from train.summary import SCHEMA, dataset_name, tested_on
+from train.teacher import Ensemble, places
+from train.testing import Outcome, evaluate, fitting
+from train.usage import metavar
 
-Look = Callable[[torch.Tensor, int], torch.Tensor]
+ASKED = {  # the settings of a training that a test has, too
+    "data": "other images: store, image folder, archive or dataset name",
+    "size": "crop and resize a source's images to this side, pixels",
+    "held_out": "test on this many training images, the same that a training holds out; 0 for the test split",
+    "views": "average the logits of 2 (mirrored) or 6 (mirrored and shifted) views of each image",
+    "views_share": "share of the images, the least confident, that get these views",
+    "precision": "precision of the forward pass",
+    "device": "where to test; auto takes a GPU if there is one",
+}
+KINDS = {"weights": "pretrained", "teacher": "taught"}  # those that say how a net came about
+MEAN = "mean of their logits"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a net says of a split: predicted and true int64[N], and loss, the mean cross-entropy."""
+class Tested:
+    """A net, or the mean of several, and what it says of the images."""
 
-    predicted: np.ndarray
-    true: np.ndarray
-    loss: float
+    name: str
+    model: Model
+    outcome: Outcome
+    parameters: int
+    kind: str = ""
+
+    def row(self) -> tuple:
+        """Its line of the table."""
+        return (plain(self.name), f"{self.outcome.accuracy:.2%}", f"{self.outcome.loss:.4f}", self.parameters, self.kind)
+
+    def facts(self, store: Store) -> dict:
+        """It as plain values."""
+        classes = order(store, self.model)
+        confusion = self.outcome.confusion(len(classes)).tolist()
+        found = {"accuracy": self.outcome.accuracy, "loss": self.outcome.loss, "classes": classes, "confusion": confusion}
+        return {"run": self.name, "net": self.model.name, "parameters": self.parameters, "kind": self.kind, **found}
+
+
+@dataclass(frozen=True)
+class Test:
+    """What nets are tested on, and how: a recipe's settings, and the store that its `data` means."""
+
+    recipe: Recipe
+    store: Store
+    device: torch.device
 
     @property
-    def accuracy(self) -> float:
-        """Share of right predictions."""
-        return float((self.predicted == self.true).mean())
+    def precision(self) -> str:
+        """Of the forward pass."""
+        return precision_of(self.recipe, self.device)
 
-    def confusion(self, classes: int) -> np.ndarray:
-        """int64[classes, classes]: images by true class (row) and predicted class (column)."""
-        table = np.zeros((classes, classes), np.int64)
-        np.add.at(table, (self.true, self.predicted), 1)
-        return table
+    def of(self, model: Model, net: nn.Module) -> Outcome:
+        """What `net` says of the images, which it has as `model` knows them. Classes of the model that the store lacks count behind the store's.
 
+        Raises `InputError` where the store has other classes than the model, or images of another size.
+        """
+        store, precision = self.store, self.precision
+        if unknown := [name for name in store.classes if name not in model.classes]:
+            raise InputError(f"{store.path}: {plain(unknown[0])} is none of the {len(model.classes)} classes that the net knows: give images of those")
+        if (store.height, store.width) != (model.height, model.width):
+            remedy = f"add --size {model.height}" if model.height == model.width else "convert them to that size"
+            raise InputError(f"{store.path}: images of {store.width}x{store.height} pixels, the net learnt {model.width}x{model.height}: {remedy}")
+        columns = torch.tensor([model.classes.index(name) for name in order(store, model)], device=self.device)
+        net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
-@torch.no_grad()
-def evaluate(net: nn.Module, pipeline, look: Look, views: int = 1, share: float = 1.0, ranks: Ranks = Ranks()) -> Outcome:
-    """Run `net` in evaluation mode over the pipeline's epoch 0; leaves it in training mode.
+        def look(images: torch.Tensor, views: int) -> torch.Tensor:
+            with torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "fp32"):
+                return fitting(net, images, views)[:, columns]
 
-    look   (images, views) → logits float32[B,K] of the net
-    views  of each image, whose logits are averaged (`seen`)
-    share  of the images, the `least_confident`, that have more views than the plain one
-    ranks  the processes that each do their part of it; all get the whole outcome
-    """
-    net.eval()
-    logits_NK, labels_N = passed(pipeline, look, views if share == 1 else 1)
-    if share < 1 and views > 1:
-        places = torch.from_numpy(pipeline.plan.places[: len(logits_NK)]).to(logits_NK.device)
-        unsure_n = least_confident(ranks.gathered(logits_NK, pipeline.plan), share)[places].nonzero().flatten()
-        if len(unsure_n):  # in this process's part
-            again = []
-            for images in picked(pipeline, unsure_n.cpu().numpy()):
-                again.append(look(images, views))
-            logits_NK[unsure_n] = torch.cat(again)[: len(unsure_n)]
-    net.train()
-    logits, labels = (ranks.gathered(rows, pipeline.plan) for rows in (logits_NK, labels_N))
-    loss = nn.functional.cross_entropy(logits, labels).item()
-    return Outcome(logits.argmax(1).cpu().numpy(), labels.cpu().numpy(), loss)
+        held = split(self.recipe, store.labels("train"))[0] if self.recipe.held_out else None
+        common = dict(batch_size=TEST_BATCH[self.device.type], policy=PLAIN, device=self.device, dtype=DTYPES[precision])
+        loader = pipelines.open("resident", normalised(store, model), "test" if held is None else "train", ids=held, **common)
+        return evaluate(net, loader, look, self.recipe.views, self.recipe.views_share)
 
 
-def passed(pipeline, look: Look, views: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits float32[N,K], labels int64[N]) of the images of epoch 0."""
-    logits, labels = [], []
-    for images, classes in pipeline.epoch(0):
-        logits.append(look(images, views))
-        labels.append(classes)
-    return torch.cat(logits), torch.cat(labels)
+def order(store: Store, model: Model) -> list[str]:
+    """The model's classes, the store's first and in its order."""
+    return [*store.classes, *(name for name in model.classes if name not in store.classes)]
 
 
-def picked(pipeline, wanted_n: np.ndarray) -> Iterator[torch.Tensor]:
-    """The images of epoch 0 at the positions `wanted`, int64[n], n > 0 and ascending, in batches of the pipeline's size.
-
-    On a GPU the last one is filled up with images that were there: kernels are chosen anew for every size of batch, which took longer than all
-    the rest of a test pass.
-    """
-    parts, first, size = [], 0, 0
-    for images, _ in pipeline.epoch(0):
-        size = max(size, len(images))
-        here = wanted_n[(first <= wanted_n) & (wanted_n < first + len(images))] - first
-        first += len(images)
-        parts.append(images[sent(here, images.device)])
-        if sum(map(len, parts)) >= size:
-            whole = joined(parts)
-            yield whole[:size]
-            parts = [whole[size:]]
-    rest = joined(parts)
-    if len(rest):
-        yield joined([rest] * -(-size // len(rest)))[:size] if rest.is_cuda else rest
+def normalised(store: Store, model: Model) -> Store:
+    """The store with the statistics of the images that a model learnt."""
+    same = copy(store)
+    same.mean, same.std = model.mean, model.std
+    return same
 
 
-def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The images of all parts, in channels_last order."""
-    return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+def settings(path: Path, wanted: Collection[str]) -> dict:
+    """Those of a run's settings that its summary tells; none where there is only a model."""
+    if not os.path.exists(path / "summary.json"):
+        return {}
+    summary = result.summary(path)
+    return {key: value for key, value in {**summary["recipe"], "precision": summary.get("precision", "auto")}.items() if key in wanted}
 
 
-def least_confident(logits_NK: torch.Tensor, share: float) -> torch.Tensor:
-    """bool[N]: that share of the images, rounded up, whose two likeliest classes are closest in probability."""
-    first, second = logits_NK.softmax(1).topk(2, 1).values.unbind(1)
-    chosen = torch.zeros(len(logits_NK), dtype=torch.bool, device=logits_NK.device)
-    chosen[(first - second).argsort(stable=True)[: math.ceil(share * len(logits_NK))]] = True
-    return chosen
-
-
-def fitting(net: nn.Module, images_BCHW: torch.Tensor, views: int) -> torch.Tensor:
-    """`seen`, in parts where the device has no memory for all of them: in evaluation mode no image depends on another."""
+def recipe_of(path: Path, given: dict) -> Recipe:
+    """How to test: as a run was, but for what is given. Raises `InputError` where that cannot be."""
+    kept = settings(path, ASKED)
+    if "data" in given:
+        kept.pop("size", None)
     try:
-        return seen(net, images_BCHW, views)
-    except torch.OutOfMemoryError:
-        if len(images_BCHW) == 1:
-            raise
-    # after the handler, whose traceback keeps tensors alive
-    return torch.cat([fitting(net, part, views) for part in images_BCHW.split(-(-len(images_BCHW) // 2))])
+        return Recipe(**kept | given)
+    except TypeError as error:
+        raise InputError(f"{path / 'summary.json'}: not a run's summary ({reason(error)}): train again") from None
 
 
-def seen(net: nn.Module, images_BCHW: torch.Tensor, views: int) -> torch.Tensor:
-    """float32[B,K]: mean logits of an image (views 1), of it and its mirror image (2), or of those and of both shifted by a
-    pixel down right and up left, the shifted four with the weight of the unshifted two (6; as airbench94, Jordan 2024)."""
-    if views == 1:
-        return net(images_BCHW).float()
-    straight = (net(images_BCHW).float() + net(images_BCHW.flip(-1)).float()) / 2
-    if views == 2:
-        return straight
-    height, width = images_BCHW.shape[2:]
-    padded = nn.functional.pad(images_BCHW, (1, 1, 1, 1), mode="reflect")
-    shifted = [padded[..., at : at + height, at : at + width].contiguous(memory_format=torch.channels_last) for at in (0, 2)]
-    return (straight + sum(seen(net, images, 2) for images in shifted) / 2) / 2
+def by_class(outcome: Outcome, classes: list[str]) -> str:
+    """Of a net's images, class by class, how many are right, and what most of the others are taken for."""
+    rows = []
+    for place, counts in enumerate(outcome.confusion(len(classes))):
+        wrong = counts.copy()
+        wrong[place] = 0
+        if counts.sum():
+            share = wrong.max() / counts.sum()
+            taken = f"{plain(classes[wrong.argmax()])} ({share:.1%})" if share else ""
+            rows.append((plain(classes[place]), int(counts.sum()), f"{counts[place] / counts.sum():.1%}", f"  {taken}"))
+    header = ("class", "images", "right", "  most often taken for")
+    widest = max(len(cells[3]) for cells in (header, *rows))  # the last column is text, and stands to the left
+    return table(header, [(*cells[:3], cells[3].ljust(widest)) for cells in rows])
+
+
+def tested(paths: list[Path], test: Test) -> list[Tested]:
+    """The net of each run folder, and behind them the mean of their logits where there are several that learnt the same images."""
+    models = [result.model(path) for path in paths]
+    found = []
+    for name, path, model in zip(names([str(path) for path in paths]), paths, models):
+        kind = ", ".join(text for key, text in KINDS.items() if settings(path, KINDS).get(key))
+        found.append(Tested(name, model, test.of(model, model.net), nets.parameters(model.net), kind))
+    if len(models) > 1 and len({(model.classes, model.mean, model.std) for model in models}) == 1:
+        every = Ensemble([model.net for model in models], [1] * len(models)).eval()
+        found.append(Tested(MEAN, models[0], test.of(models[0], every), sum(one.parameters for one in found)))
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    made = parser_of("evaluate", __doc__)
+    made.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    known = {setting.name: setting for setting in fields(Recipe)}
+    for name, text in ASKED.items():
+        how = dict(type=known[name].type, choices=known[name].metadata["choices"], metavar=metavar(known[name]))
+        made.add_argument(f"--{flag(name)}", **how, default=argparse.SUPPRESS, help=text)
+    made.add_argument("--json", metavar="FILE", help="also write what was found, with the confusion of classes")
+    return made
+
+
+def main(arguments: list[str]) -> None:
+    given = vars(parser().parse_args(arguments))
+    paths = list(dict.fromkeys(path for run in given["runs"] for path in places(Path(run))))
+    recipe = recipe_of(paths[0], {key: given[key] for key in ASKED if key in given})
+    test = Test(recipe, verified(data.locate(recipe.data, recipe.size)), device_of(recipe))
+    each = tested(paths, test)
+    print(f"{len(each[0].outcome.true):,} images: {tested_on(recipe)}, {dataset_name(test.store)}; {test.precision} on {hardware(test.device)['device']}\n")
+    lines = table(("net", "accuracy", "loss", "parameters", ""), [one.row() for one in each]).splitlines()
+    if len(paths) == 1:
+        lines += ["", *by_class(each[0].outcome, order(test.store, each[0].model)).splitlines()]
+    elif len({one.model.name for one in each}) == 1:
+        lines += ["", f"{each[0].model.name}: {Interval.of([one.outcome.accuracy for one in each[: len(paths)]])}"]
+    print("\n".join(line.rstrip() for line in lines))
+    if given["json"]:
+        about = {"tested_on": tested_on(recipe), "precision": test.precision, "hardware": hardware(test.device), "versions": versions()}
+        kept = {"name": dataset_name(test.store), "encoding": test.store.encoding, "sha256": test.store.sha256}
+        write_json(given["json"], {"schema": SCHEMA, "data": kept, **about, "nets": [one.facts(test.store) for one in each]})

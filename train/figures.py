@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.files import replacing
-from train.evaluate import Outcome
 from train.gallery import Mistake, Sheet, wrong_ones
+from train.testing import Outcome
 
 try:
     import matplotlib

@@ -15,12 +15,12 @@ from pipelines.mixing import mix
 from pipelines.stage import stage
 from pipelines.store import Store
 from train.document import picture
-from train.evaluate import Outcome
 from train.gradcam import heat
 from train.progressive import resize, side
 from train.recipe import Recipe
 from train.result import Model
 from train.split import split
+from train.testing import Outcome
 
 CARDS = 24  # wrong predictions shown
 SAMPLES, COLUMNS = 6, 8  # training images in the sheet, and pictures of each: as it is, and in epochs spread over the training

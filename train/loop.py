@@ -20,7 +20,6 @@ from train.average import Average
 from train.compiled import build_step, restore
 from train.course import Course, Diverged, Ended, Progress, follow
 from train.device import DTYPES, precision_of
-from train.evaluate import Outcome, evaluate, fitting
 from train.objective import cross_entropy, distillation
 from train.optim import Plateau, optimiser
 from train.progressive import resize, side as side_of
@@ -31,6 +30,7 @@ from train.rehearsal import rehearse
 from train.resting import Resting, at_rest, rest, resting
 from train.schedule import schedule
 from train.stopwatch import Stopwatch
+from train.testing import Outcome, evaluate, fitting
 
 AHEAD = 1.0  # seconds; the epochs of a GPU that begin within them are read together: a look at the losses, and the device waits a millisecond for its next step
 

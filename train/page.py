@@ -13,8 +13,8 @@ from train import result
 from train.charts import Line, chart, thinned
 from train.command import counted
 from train.document import document, picture, table
-from train.evaluate import Outcome
 from train.gallery import Mistake, Sheet, mistakes, sheet
+from train.testing import Outcome
 
 NUMBERED = 30  # classes; more of them are a picture, not a table
 LAPS = {

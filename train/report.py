@@ -12,8 +12,8 @@ import numpy as np
 from pipelines.files import replacing
 from pipelines.store import Store
 from train import figures, page, result
-from train.evaluate import Outcome
 from train.gallery import explained, legend, sheet_of
+from train.testing import Outcome
 
 
 def write(out: Path, summary: dict, history: list[dict], outcome: Outcome, store: Store, images: np.ndarray) -> None:

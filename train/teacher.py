@@ -62,9 +62,11 @@ def held_out(path: Path, unknown: int) -> int:
 
 
 def finished(folders: str) -> list[Path]:
-    """The folders in which the models lie: a model is all that is needed of a single training."""
-    places = []
-    for folder in map(Path, filter(None, folders.split(os.pathsep))):
-        alone = os.path.exists(folder / "model.safetensors") or not os.path.exists(folder / "summary.json")
-        places += [folder] if alone else result.seeds(folder) or [folder]
-    return places
+    """The folders in which the models of several run folders lie."""
+    return [place for folder in filter(None, folders.split(os.pathsep)) for place in places(Path(folder))]
+
+
+def places(folder: Path) -> list[Path]:
+    """The folders in which a run's models lie: itself, as a model is all that is needed of a single training, or those of its seeds that finished."""
+    alone = os.path.exists(folder / "model.safetensors") or not os.path.exists(folder / "summary.json")
+    return [folder] if alone else result.seeds(folder) or [folder]
