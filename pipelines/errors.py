@@ -1,5 +1,6 @@
 """Errors that a person can mend: one line that names the thing and the remedy."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -29,9 +30,11 @@ def reason(error: Exception) -> str:
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command line; an `InputError` becomes one line on stderr and exit code 2, Ctrl-C 130, and a reader that left (`| head`) 1."""
+    """Run a command line; an `InputError` becomes one line on stderr and exit code 2, as a full disk behind `> file` does, Ctrl-C 130, and a reader that
+    left (`| head`) 1."""
     try:
         command()
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -39,6 +42,17 @@ def exit_code(command: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
+        silence()
         return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        silence()
+        print(f"error: standard output: cannot be written ({error.strerror}): free some room", file=sys.stderr)
+        return 2
     return 0
+
+
+def silence() -> None:
+    """Have nothing more written to standard output, as Python would when it ends, and complain once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

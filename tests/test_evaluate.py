@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from train.recipe import Recipe
 from train.runs import train
 from train.testing import seen
 
+RECORDS = Path(__file__).parents[1] / "benchmarks" / "records"
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = dict(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", precision="fp32")
 
@@ -63,6 +65,9 @@ def test_settings_change_it(store, run_folder, tmp_path):
     )
     (held,) = asked(tmp_path, run_folder, "--held-out", 20)
     assert np.sum(held["confusion"]) == 20
+    (train,), (every,) = (asked(tmp_path, run_folder, "--split", name) for name in ("train", "all"))
+    assert np.sum(train["confusion"]) == 37 and every["loss"] == pytest.approx((37 * train["loss"] + 11 * asked(tmp_path, run_folder)[0]["loss"]) / 48)
+    assert np.trace(every["confusion"]) == pytest.approx(48 * every["accuracy"])
     (half,) = asked(tmp_path, run_folder, "--precision", "bf16")
     (whole,) = asked(tmp_path, run_folder)
     assert half["loss"] != whole["loss"] and half["loss"] == pytest.approx(whole["loss"], rel=0.05)
@@ -84,16 +89,36 @@ def test_other_images_are_seen_as_the_net_learnt_them_and_classes_go_by_name(sto
     assert all(name in said for name in some)
 
 
+def test_a_split_that_is_asked_for_is_tested_whatever_the_run_held_out(store, tmp_path, capsys):
+    train(Recipe(**SMALL, held_out=10, data=str(store.path), out=str(tmp_path / "run")), "", quiet)
+    for words, said in (
+        ((), "10 images: 10 images held out of train"),
+        (("--split", "test"), "11 images: test,"),
+        (("--split", "all"), "48 images: train and test,"),
+    ):
+        asked(tmp_path, tmp_path / "run", *words)
+        assert capsys.readouterr().out.startswith(said)
+
+
 def test_several_seeds_have_their_mean_and_an_ensemble(store, tmp_path, capsys):
     summary = train(Recipe(**SMALL, runs=2, data=str(store.path), out=str(tmp_path / "two")), "", quiet)
     first, second, both = asked(tmp_path, tmp_path / "two")
-    assert np.mean([first["accuracy"], second["accuracy"]]) == pytest.approx(summary["runs"]["mean"])
+    assert np.mean([first["accuracy"], second["accuracy"]]) == pytest.approx(summary["test_accuracy"])
     models = [result.model(tmp_path / "two" / f"seed-{seed}") for seed in (0, 1)]
     logits = sum(model.logits(np.asarray(store.images("test"))) for model in models) / 2
     labels = torch.from_numpy(np.array(store.labels("test")))
     assert both["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean())) and both["parameters"] == 2 * first["parameters"]
     said = capsys.readouterr().out
     assert "mean of their logits" in said and "(n 2, standard deviation" in said
+
+
+def test_a_run_that_is_named_twice_counts_twice(store, run_folder, tmp_path):
+    train(Recipe(**SMALL, seed=3, data=str(store.path), out=str(tmp_path / "other")), "", quiet)
+    first, second, both = asked(tmp_path, run_folder, tmp_path / "other", tmp_path / "other")
+    models = [result.model(folder) for folder in (run_folder, tmp_path / "other")]
+    one, other = (model.logits(np.asarray(store.images("test"))) for model in models)
+    labels = torch.from_numpy(np.array(store.labels("test")))
+    assert both["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy((one + 2 * other) / 3, labels)), rel=1e-5)
 
 
 def test_a_model_alone_is_enough(store, run_folder, tmp_path):
@@ -110,16 +135,44 @@ def test_what_a_net_was_taught_by_is_told(store, run_folder, tmp_path, capsys):
     assert plain["kind"] == "" and taught["kind"] == "pretrained, taught" and "pretrained, taught" in capsys.readouterr().out
 
 
+def changed(run_folder, place, **settings):
+    """A run of other settings, as its summary tells."""
+    shutil.copytree(run_folder, place)
+    summary = json.loads((place / "summary.json").read_text())
+    (place / "summary.json").write_text(json.dumps(summary | {"recipe": summary["recipe"] | settings}))
+    return place
+
+
 def test_what_cannot_be_tested_is_one_line(store, run_folder, tmp_path):
     strange = make_store(tmp_path / "strange.safetensors", classes=11)
     large = make_store(tmp_path / "large.safetensors", height=40, width=40)
+    gone = changed(run_folder, tmp_path / "moved", data=str(tmp_path / "gone.safetensors"))
     for words, message in (
         ([run_folder, "--data", strange.path], "strange.safetensors: .* is none of the 10 classes that the net knows"),
         ([run_folder, "--data", large.path], "large.safetensors: images of 40x40 pixels, the net learnt 32x32: add --size 32"),
+        ([gone], "gone.safetensors: .*moved had its images there, and there are none: name them with --data"),
         ([tmp_path / "nothing"], "nothing: no model.safetensors in it"),
         ([run_folder, "--held-out", 99], "--held-out 99 leaves none of 37 images"),
+        ([run_folder, "--held-out", 9, "--split", "train"], "--held-out: .* leave --split out"),
         ([run_folder, "--views-share", 0], "--views-share 0"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate.main([*map(str, words), "--json", str(tmp_path / "found.json")])
     assert not (tmp_path / "found.json").exists()
+
+
+def test_there_are_models_in_records():
+    assert kept_models()
+
+
+def kept_models() -> list[Path]:
+    return sorted(place.parent for place in RECORDS.glob("*/model.safetensors"))
+
+
+@pytest.mark.parametrize("record", kept_models(), ids=lambda place: place.name)
+def test_a_model_in_a_record_has_the_accuracy_that_it_states(record, real_jpeg, tmp_path):
+    """On CIFAR-10 (JPEG q75)'s test images; other processors round otherwise, which is a matter of a few images."""
+    summary = result.summary(record)
+    (found,) = asked(tmp_path, record, "--data", real_jpeg.path)
+    assert found["accuracy"] == pytest.approx(summary["test_accuracy"], abs=1e-3)
+    assert (found["net"], found["parameters"]) == (summary["net"], summary["parameters"])

@@ -149,6 +149,18 @@ def test_settings_that_cannot_be(wrong):
         Recipe(**wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"batch_size": 4.0}, {"device": None}, {"lr": "0.1"}, {"epochs": True}, {"compiled": 1}, {"views": 2.0}])
+def test_settings_of_another_kind_are_one_line(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} {value!r}: give (a whole number|a number|True or False|text)$"):
+        Recipe(**wrong)
+
+
+def test_numbers_of_numpy_are_settings():
+    made = Recipe(seed=np.int64(3), lr=np.float32(0.5), compiled=False)
+    assert (type(made.seed), type(made.lr), made.lr) == (int, float, 0.5)
+
+
 @pytest.mark.parametrize(
     "flags",
     [

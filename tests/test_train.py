@@ -122,6 +122,7 @@ def test_runs_gives_mean_and_deviation(store, tmp_path):
     each = [json.loads((tmp_path / "k" / f"seed-{s}" / "summary.json").read_text())["test_accuracy"] for s in (5, 6)]
     assert summary["runs"]["test_accuracies"] == each and summary["runs"]["mean"] == pytest.approx(sum(each) / 2)
     assert json.loads((tmp_path / "k" / "summary.json").read_text())["runs"] == summary["runs"]
+    assert summary["test_accuracy"] == summary["runs"]["mean"]  # and not that of the last seed
 
 
 def test_limit_takes_balanced_images_and_tests_on_all(tmp_path):
@@ -222,6 +223,12 @@ def test_an_absent_library_is_one_line_that_says_what_to_do(store):
 def test_a_reader_that_leaves_is_no_error_message():
     done = subprocess.run(f"{sys.executable} -u -m train catalogue | head -c 1", shell=True, capture_output=True, text=True)
     assert done.stdout == "|" and not done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_the_output_is_one_line():
+    done = subprocess.run(f"{sys.executable} -m train catalogue > /dev/full", shell=True, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: standard output: cannot be written (No space left on device): free some room\n"
 
 
 def test_unknown_flag_is_an_error():

@@ -2,16 +2,18 @@
 
 Without settings a net is tested as its run did: the same images, views and precision, the first run's for all. With --data on other images: they are
 normalised as those that the net learnt, classes are matched by name, and some of its classes will do. Of several runs, or of a run of several
-seeds, also what the mean of their logits (an ensemble) gives.
+seeds, also what the mean of their logits (an ensemble) gives, in which a run that is named twice counts twice.
 """
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Collection
 from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,9 +21,10 @@ import nets
 import pipelines
 from nets.__main__ import table
 from pipelines import data
-from pipelines.errors import InputError, plain, reason
+from pipelines.errors import InputError, plain
 from pipelines.files import write_json
 from pipelines.plan import PLAIN
+from pipelines.sources import NAMED
 from pipelines.store import Store
 from train import result
 from train.assembly import TEST_BATCH, verified
@@ -48,6 +51,7 @@ ASKED = {  # the settings of a training that a test has, too
     "device": "where to test; auto takes a GPU if there is one",
 }
 KINDS = {"weights": "pretrained", "teacher": "taught"}  # those that say how a net came about
+SPLITS = {"test": ("test",), "train": ("train",), "all": ("train", "test")}
 MEAN = "mean of their logits"
 
 
@@ -80,6 +84,7 @@ class Test:
     recipe: Recipe
     store: Store
     device: torch.device
+    splits: tuple[str, ...] = ("test",)  # without a recipe's held-out images
 
     @property
     def precision(self) -> str:
@@ -105,9 +110,21 @@ class Test:
                 return fitting(net, images, views)[:, columns]
 
         held = split(self.recipe, store.labels("train"))[0] if self.recipe.held_out else None
-        common = dict(batch_size=TEST_BATCH[self.device.type], policy=PLAIN, device=self.device, dtype=DTYPES[precision])
-        loader = pipelines.open("resident", normalised(store, model), "test" if held is None else "train", ids=held, **common)
-        return evaluate(net, loader, look, self.recipe.views, self.recipe.views_share)
+        common = dict(batch_size=TEST_BATCH[self.device.type], policy=PLAIN, device=self.device, dtype=DTYPES[precision], ids=held)
+        loaders = [pipelines.open("resident", normalised(store, model), name, **common) for name in (("train",) if self.recipe.held_out else self.splits)]
+        return joined([evaluate(net, loader, look, self.recipe.views, self.recipe.views_share) for loader in loaders])
+
+    def __str__(self) -> str:
+        """Which images, and how many views of each."""
+        which = tested_on(self.recipe)
+        return which if self.recipe.held_out else which.replace("test", " and ".join(self.splits), 1)
+
+
+def joined(outcomes: list[Outcome]) -> Outcome:
+    """What was said of the images of several splits as one."""
+    counts = [len(one.true) for one in outcomes]
+    loss = sum(one.loss * count for one, count in zip(outcomes, counts)) / sum(counts)
+    return Outcome(np.concatenate([one.predicted for one in outcomes]), np.concatenate([one.true for one in outcomes]), loss)
 
 
 def order(store: Store, model: Model) -> list[str]:
@@ -135,10 +152,15 @@ def recipe_of(path: Path, given: dict) -> Recipe:
     kept = settings(path, ASKED)
     if "data" in given:
         kept.pop("size", None)
-    try:
-        return Recipe(**kept | given)
-    except TypeError as error:
-        raise InputError(f"{path / 'summary.json'}: not a run's summary ({reason(error)}): train again") from None
+    if "split" in given:
+        kept.pop("held_out", None)
+        given = {key: value for key, value in given.items() if key != "split"}
+        if given.get("held_out"):
+            raise InputError("--held-out: names training images by itself: leave --split out")
+    recipe = Recipe(**kept | given)
+    if "data" not in given and recipe.data and not (os.path.exists(recipe.data) or recipe.data in NAMED):
+        raise InputError(f"{recipe.data}: {path} had its images there, and there are none: name them with --data")
+    return recipe
 
 
 def by_class(outcome: Outcome, classes: list[str]) -> str:
@@ -157,14 +179,15 @@ def by_class(outcome: Outcome, classes: list[str]) -> str:
 
 
 def tested(paths: list[Path], test: Test) -> list[Tested]:
-    """The net of each run folder, and behind them the mean of their logits where there are several that learnt the same images."""
-    models = [result.model(path) for path in paths]
+    """The net of each run folder, once, and behind them the mean of their logits where there are several that learnt the same images."""
+    counts = Counter(paths)
+    models = [result.model(path) for path in counts]
     found = []
-    for name, path, model in zip(names([str(path) for path in paths]), paths, models):
+    for name, path, model in zip(names([str(path) for path in counts]), counts, models):
         kind = ", ".join(text for key, text in KINDS.items() if settings(path, KINDS).get(key))
         found.append(Tested(name, model, test.of(model, model.net), nets.parameters(model.net), kind))
     if len(models) > 1 and len({(model.classes, model.mean, model.std) for model in models}) == 1:
-        every = Ensemble([model.net for model in models], [1] * len(models)).eval()
+        every = Ensemble([model.net for model in models], list(counts.values())).eval()
         found.append(Tested(MEAN, models[0], test.of(models[0], every), sum(one.parameters for one in found)))
     return found
 
@@ -176,24 +199,25 @@ def parser() -> argparse.ArgumentParser:
     for name, text in ASKED.items():
         how = dict(type=known[name].type, choices=known[name].metadata["choices"], metavar=metavar(known[name]))
         made.add_argument(f"--{flag(name)}", **how, default=argparse.SUPPRESS, help=text)
+    made.add_argument("--split", choices=SPLITS, default=argparse.SUPPRESS, help="which images, where no others are held out [test]")
     made.add_argument("--json", metavar="FILE", help="also write what was found, with the confusion of classes")
     return made
 
 
 def main(arguments: list[str]) -> None:
     given = vars(parser().parse_args(arguments))
-    paths = list(dict.fromkeys(path for run in given["runs"] for path in places(Path(run))))
-    recipe = recipe_of(paths[0], {key: given[key] for key in ASKED if key in given})
-    test = Test(recipe, verified(data.locate(recipe.data, recipe.size)), device_of(recipe))
+    paths = [path for run in given["runs"] for path in places(Path(run))]
+    recipe = recipe_of(paths[0], {key: given[key] for key in (*ASKED, "split") if key in given})
+    test = Test(recipe, verified(data.locate(recipe.data, recipe.size)), device_of(recipe), SPLITS[given.get("split", "test")])
     each = tested(paths, test)
-    print(f"{len(each[0].outcome.true):,} images: {tested_on(recipe)}, {dataset_name(test.store)}; {test.precision} on {hardware(test.device)['device']}\n")
+    print(f"{len(each[0].outcome.true):,} images: {test}, {dataset_name(test.store)}; {test.precision} on {hardware(test.device)['device']}\n")
     lines = table(("net", "accuracy", "loss", "parameters", ""), [one.row() for one in each]).splitlines()
-    if len(paths) == 1:
+    if len(each) == 1:
         lines += ["", *by_class(each[0].outcome, order(test.store, each[0].model)).splitlines()]
     elif len({one.model.name for one in each}) == 1:
-        lines += ["", f"{each[0].model.name}: {Interval.of([one.outcome.accuracy for one in each[: len(paths)]])}"]
+        lines += ["", f"{each[0].model.name}: {Interval.of([one.outcome.accuracy for one in each if one.name != MEAN])}"]
     print("\n".join(line.rstrip() for line in lines))
     if given["json"]:
-        about = {"tested_on": tested_on(recipe), "precision": test.precision, "hardware": hardware(test.device), "versions": versions()}
+        about = {"tested_on": str(test), "precision": test.precision, "hardware": hardware(test.device), "versions": versions()}
         kept = {"name": dataset_name(test.store), "encoding": test.store.encoding, "sha256": test.store.sha256}
         write_json(given["json"], {"schema": SCHEMA, "data": kept, **about, "nets": [one.facts(test.store) for one in each]})

@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 from pipelines import data
 from pipelines.errors import InputError, reason
@@ -18,6 +19,8 @@ from train.run import Kept, Run, train_once
 from train.saving import CtrlC
 from train.state import read, recipe_of
 from train.together import Stopped, Together
+
+MEANS = ("train_accuracy", "test_accuracy", "images_per_second")  # of a summary of several seeds
 
 
 def seeds(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
@@ -132,8 +135,11 @@ def go_together(jobs: list[tuple[Recipe, Path]], states: list[dict | None], devi
 
 
 def summed_up(outcomes: list[dict], out: Path) -> dict:
-    """Write the summary of several seeds, that of the last which did not diverge with what all of them reached, and give it. Raises `InputError` where all did."""
-    summary = {**finished(outcomes, out)[-1], "runs": gathered(outcomes, out)}
+    """Write the summary of several seeds, and give it: that of the last which did not diverge, but for `MEANS`, which are those of all, and what all of them
+    reached. Raises `InputError` where all diverged."""
+    good = finished(outcomes, out)
+    means = {key: mean(run[key] for run in good) for key in MEANS if all(key in run for run in good)}  # an earlier version's may lack one
+    summary = {**good[-1], **means, "runs": gathered(outcomes, out)}
     write_json(out / "summary.json", summary)
     return summary
 

@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 
 from nets.layers import NORMS
 from pipelines.errors import InputError
@@ -23,6 +24,7 @@ HOSTS = (
 )
 ASIDE = ("seed", "runs", "together", "sweep", "out", "data", "report")  # what two runs of one experiment may differ in
 ANYWAY = ("pipeline", "events", "save_minutes")  # what the same training may go on with in another way
+KINDS: dict[object, tuple[type, str]] = {int: (Integral, "a whole number"), float: (Real, "a number"), bool: (bool, "True or False"), str: (str, "text")}
 # (settings, what a value must be, how to ask for it)
 RANGES = (
     (("eval_every", "held_out", "first_side", "size", "patience", "erase"), lambda value: value >= 0, "0 or more"),
@@ -119,9 +121,8 @@ class Recipe:
 
     def __post_init__(self):
         for setting in fields(self):
-            choices, value = setting.metadata["choices"], getattr(self, setting.name)
-            if isinstance(value, os.PathLike):
-                object.__setattr__(self, setting.name, os.fspath(value))
+            choices, value = setting.metadata["choices"], plain(setting, getattr(self, setting.name))
+            object.__setattr__(self, setting.name, value)
             if choices and value not in choices:
                 raise InputError(f"--{flag(setting.name)} {value}: choose one of {', '.join(map(str, choices))}")
         for name in ("epochs", "batch_size", "runs", "together", "step_epochs"):
@@ -177,6 +178,16 @@ class Recipe:
         fill = mean if self.erase_fill == "offset" else tuple(0.0 for _ in mean)
         chosen = {f.name: getattr(self, f.name) for f in fields(Extra) if f.name != "erase_fill"}
         return Extra(**chosen, erase_fill=fill)
+
+
+def plain(setting: Field, value):
+    """The value of a setting as JSON has it: a path as text, NumPy's numbers as Python's. Raises `InputError` where it is of another kind."""
+    kinds, asked = KINDS[setting.type]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and setting.type is not bool):
+        raise InputError(f"--{flag(setting.name)} {value!r:.60}: give {asked}")
+    return value if type(value) in (int, float, bool, str) else setting.type(value)
 
 
 def flag(name: str) -> str:
