@@ -28,7 +28,7 @@ def changed(run_folder, tmp_path, name: str, **changes):
 def several(store, tmp_path_factory):
     """Three seeds of one recipe."""
     out = tmp_path_factory.mktemp("seeds") / "k"
-    train(Recipe(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", data=str(store.path), runs=3, out=str(out)), "", lambda *_: None)
+    train(Recipe(net="level1", epochs=1, batch_size=16, lr=0.01, device="cpu", data=str(store.path), runs=3, report=False, out=str(out)), "", lambda *_: None)
     return out
 
 

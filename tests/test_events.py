@@ -34,7 +34,7 @@ def test_events_hold_the_metrics(run_folder, tmp_path, capsys):
 
 
 def test_a_training_with_events_writes_the_same(run_folder, store, tmp_path):
-    settings = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32", data=str(store.path), eval_every=2)
+    settings = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32", data=str(store.path), eval_every=2, report=False)
     for _ in range(2):  # a second training in the same folder replaces them
         train(Recipe(**settings, events=True, out=str(tmp_path)), "", lambda *_: None)
     found, steps = scalars(tmp_path / "events"), result.lines(tmp_path, "steps.jsonl")
@@ -95,4 +95,4 @@ def test_seeds_have_a_folder_each_and_a_folder_without_a_run_is_refused(run_fold
 def test_without_tensorboard_it_says_what_to_install(store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(NotInstalled, match="pip install"):
-        train(Recipe(net="level1", epochs=1, device="cpu", data=str(store.path), events=True, out=str(tmp_path)), "", lambda *_: None)
+        train(Recipe(net="level1", epochs=1, device="cpu", data=str(store.path), events=True, report=False, out=str(tmp_path)), "", lambda *_: None)

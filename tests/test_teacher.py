@@ -18,6 +18,7 @@ from train.run import Kept, Run
 from train.runs import train
 from train.teacher import Ensemble, teacher
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", precision="fp32")
 
 

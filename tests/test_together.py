@@ -20,6 +20,7 @@ from train.runs import train
 from train.sweep import read
 from train.together import Together, own_norm, side_by_side, stacked
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = dict(net="tiny10k", epochs=2, batch_size=16, lr=0.1, device="cpu", precision="fp32")
 
 

@@ -27,7 +27,7 @@ from train.schedule import schedule
 from train.summary import asked
 from train.testing import Outcome
 
-SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu")
+SMALL = dict(net="level1", epochs=2, batch_size=16, lr=0.01, device="cpu", report=False)
 KEYS = "schema command commit hardware versions data net parameters macs pipeline recipe seed epochs train_accuracy test_accuracy images_per_second seconds"
 
 
@@ -39,7 +39,7 @@ def quiet(*_):
 def run(store, tmp_path_factory):
     """(folder, summary) of a small run."""
     out = tmp_path_factory.mktemp("run") / "out"
-    return out, train(Recipe(**SMALL, data=str(store.path), out=str(out)), "test", quiet)
+    return out, train(Recipe(**{**SMALL, "report": True}, data=str(store.path), out=str(out)), "test", quiet)
 
 
 def test_run_folder_holds_what_the_design_says(run):
