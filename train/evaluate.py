@@ -1,8 +1,9 @@
 """python -m train evaluate RUN...: test trained nets again, on the images that they were tested on or on others.
 
 Without settings a net is tested as its run did: the same images, views and precision, the first run's for all. With --data on other images: they are
-normalised as those that the net learnt, classes are matched by name, and some of its classes will do. Of several runs, or of a run of several
-seeds, also what the mean of their logits (an ensemble) gives, in which a run that is named twice counts twice.
+normalised as those that the net learnt, classes are matched by name, and some of its classes will do; of a folder of class folders --split all takes
+all images, not the one in five that training would hold out. Of several runs, or of a run of several seeds, also what the mean of their logits (an
+ensemble) gives, in which a run that is named twice counts twice.
 """
 
 import argparse
