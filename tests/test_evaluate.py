@@ -87,6 +87,7 @@ def test_other_images_are_seen_as_the_net_learnt_them_and_classes_go_by_name(sto
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, true)), rel=1e-5)
     said = capsys.readouterr().out
     assert all(name in said for name in some)
+    assert asked(tmp_path, run_folder, "--data", other.path, "--split", "all") == [found]  # what there is
 
 
 def test_a_split_that_is_asked_for_is_tested_whatever_the_run_held_out(store, tmp_path, capsys):

@@ -52,7 +52,7 @@ ASKED = {  # the settings of a training that a test has, too
     "device": "where to test; auto takes a GPU if there is one",
 }
 KINDS = {"weights": "pretrained", "teacher": "taught"}  # those that say how a net came about
-SPLITS = {"test": ("test",), "train": ("train",), "all": ("train", "test")}
+SPLITS = ("test", "train", "all")
 MEAN = "mean of their logits"
 
 
@@ -188,7 +188,7 @@ def tested(paths: list[Path], test: Test) -> list[Tested]:
         kind = ", ".join(text for key, text in KINDS.items() if settings(path, KINDS).get(key))
         found.append(Tested(name, model, test.of(model, model.net), nets.parameters(model.net), kind))
     if len(models) > 1 and len({(model.classes, model.mean, model.std) for model in models}) == 1:
-        every = Ensemble([model.net for model in models], list(counts.values())).eval()
+        every = Ensemble([model.net for model in models], list(counts.values()))
         found.append(Tested(MEAN, models[0], test.of(models[0], every), sum(one.parameters for one in found)))
     return found
 
@@ -209,7 +209,8 @@ def main(arguments: list[str]) -> None:
     given = vars(parser().parse_args(arguments))
     paths = [path for run in given["runs"] for path in places(Path(run))]
     recipe = recipe_of(paths[0], {key: given[key] for key in (*ASKED, "split") if key in given})
-    test = Test(recipe, verified(data.locate(recipe.data, recipe.size)), device_of(recipe), SPLITS[given.get("split", "test")])
+    store, asked = verified(data.locate(recipe.data, recipe.size)), given.get("split", "test")
+    test = Test(recipe, store, device_of(recipe), store.splits if asked == "all" else (asked,))
     each = tested(paths, test)
     print(f"{len(each[0].outcome.true):,} images: {test}, {dataset_name(test.store)}; {test.precision} on {hardware(test.device)['device']}\n")
     lines = table(("net", "accuracy", "loss", "parameters", ""), [one.row() for one in each]).splitlines()
