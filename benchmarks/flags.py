@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from pipelines.errors import InputError
+from pipelines.files import check_writable
 from train.recipe import flag
 from train.run import make_folder
 
@@ -26,3 +27,4 @@ def check_files(json: str | None, chart: str | None = None) -> None:
         raise InputError("--chart: matplotlib is not installed: pip install matplotlib, or leave --chart out")
     for file in filter(None, (json, chart)):
         make_folder(Path(file).absolute().parent)
+        check_writable(file)

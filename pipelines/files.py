@@ -61,6 +61,16 @@ def replacing(path: str | Path):
             pass
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise `InputError` as `replacing` does where no such file can be written: before the work that gives what is to be in it. What is there stays."""
+    with suppress(_LeftAlone), replacing(path):
+        raise _LeftAlone
+
+
+class _LeftAlone(Exception):
+    pass
+
+
 HELD: set[int] = set()  # folders' handles, which a forked child, such as a loader's worker, must not keep when this process is gone
 
 

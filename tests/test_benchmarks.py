@@ -128,8 +128,9 @@ def test_a_chart_without_matplotlib_is_refused_before_anything_is_measured(store
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(store, command, tmp_path):
     (tmp_path / "file").touch()
     data = [] if command is blocks else ["--data", str(store.path)]
-    with pytest.raises(InputError, match="file: cannot be written"):
-        command.main([*data, "--json", str(tmp_path / "file" / "b.json")])
+    for place, message in ((tmp_path / "file" / "b.json", "file: cannot be written"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=message):
+            command.main([*data, "--json", str(place)])
 
 
 def test_epoch_time_states_every_figure(store, absent, tmp_path, capsys, drawn):

@@ -162,6 +162,14 @@ def test_what_cannot_be_tested_is_one_line(store, run_folder, tmp_path):
     assert not (tmp_path / "found.json").exists()
 
 
+def test_where_its_figures_cannot_be_written_nothing_is_tested(run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "tested", lambda *_: pytest.fail("tested"))
+    for place, message in ((tmp_path, "is a folder: name a file in it"), (tmp_path / "none" / "found.json", "cannot be written .*: .* name another folder")):
+        with pytest.raises(InputError, match=message):
+            evaluate.main([str(run_folder), "--json", str(place)])
+    assert not [*tmp_path.iterdir()]
+
+
 def test_there_are_models_in_records():
     assert kept_models()
 

@@ -23,7 +23,7 @@ import pipelines
 from nets.__main__ import table
 from pipelines import data
 from pipelines.errors import InputError, plain
-from pipelines.files import write_json
+from pipelines.files import check_writable, write_json
 from pipelines.plan import PLAIN
 from pipelines.sources import NAMED
 from pipelines.store import Store
@@ -211,6 +211,8 @@ def main(arguments: list[str]) -> None:
     recipe = recipe_of(paths[0], {key: given[key] for key in (*ASKED, "split") if key in given})
     store, asked = verified(data.locate(recipe.data, recipe.size)), given.get("split", "test")
     test = Test(recipe, store, device_of(recipe), store.splits if asked == "all" else (asked,))
+    if given["json"]:
+        check_writable(given["json"])
     each = tested(paths, test)
     print(f"{len(each[0].outcome.true):,} images: {test}, {dataset_name(test.store)}; {test.precision} on {hardware(test.device)['device']}\n")
     lines = table(("net", "accuracy", "loss", "parameters", ""), [one.row() for one in each]).splitlines()
